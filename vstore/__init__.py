@@ -1,0 +1,128 @@
+"""vstore: a transactional, versioned store for Zarr arrays.
+
+    import vstore, zarr
+
+    repo = vstore.Repository.create("weather")
+    session = repo.writable_session("main")
+    zarr.create_array(session.store, name="t2m", shape=(100, 100), dtype="f4")[:] = 280
+    session.commit("first version")
+
+Everything is imported when it is first used, so that `import vstore` itself is quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vstore.changes.diff import Diff
+    from vstore.config import RepositoryConfig
+    from vstore.errors import (
+        AccessDeniedError,
+        AlreadyExistsError,
+        CommitOutcomeUnknownError,
+        ConflictError,
+        CorruptionError,
+        ErrorKind,
+        ForkedProcessError,
+        FormatError,
+        InternalError,
+        InvalidInputError,
+        MissingBlobError,
+        NodeNotFoundError,
+        NotFoundError,
+        NothingToCommitError,
+        ObjectExistsError,
+        ObjectNotFoundError,
+        OutcomeUnknownError,
+        OutOfSpaceError,
+        ReadOnlyError,
+        RefExistsError,
+        RefNotFoundError,
+        RepositoryExistsError,
+        RepositoryNotFoundError,
+        SessionStateError,
+        SnapshotExpiredError,
+        SnapshotNotFoundError,
+        StorageError,
+        UnsafeStorageError,
+        UnsupportedFormatError,
+        VirtualChunkError,
+        VirtualChunkModifiedError,
+        VirtualChunkUnauthorizedError,
+        VStoreError,
+    )
+    from vstore.repository import OperationInfo, Repository, SnapshotInfo, open  # noqa: A004
+    from vstore.session import Session
+    from vstore.store import SessionStore
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AccessDeniedError",
+    "AlreadyExistsError",
+    "CommitOutcomeUnknownError",
+    "ConflictError",
+    "CorruptionError",
+    "Diff",
+    "ErrorKind",
+    "ForkedProcessError",
+    "FormatError",
+    "InternalError",
+    "InvalidInputError",
+    "MissingBlobError",
+    "NodeNotFoundError",
+    "NotFoundError",
+    "NothingToCommitError",
+    "ObjectExistsError",
+    "ObjectNotFoundError",
+    "OperationInfo",
+    "OutOfSpaceError",
+    "OutcomeUnknownError",
+    "ReadOnlyError",
+    "RefExistsError",
+    "RefNotFoundError",
+    "Repository",
+    "RepositoryConfig",
+    "RepositoryExistsError",
+    "RepositoryNotFoundError",
+    "Session",
+    "SessionStateError",
+    "SessionStore",
+    "SnapshotExpiredError",
+    "SnapshotInfo",
+    "SnapshotNotFoundError",
+    "StorageError",
+    "UnsafeStorageError",
+    "UnsupportedFormatError",
+    "VStoreError",
+    "VirtualChunkError",
+    "VirtualChunkModifiedError",
+    "VirtualChunkUnauthorizedError",
+    "open",
+    "__version__",
+]
+
+_HOMES = {
+    "Diff": "vstore.changes.diff",
+    "OperationInfo": "vstore.repository",
+    "Repository": "vstore.repository",
+    "RepositoryConfig": "vstore.config",
+    "Session": "vstore.session",
+    "SessionStore": "vstore.store",
+    "SnapshotInfo": "vstore.repository",
+    "open": "vstore.repository",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'vstore' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES.get(name, "vstore.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
