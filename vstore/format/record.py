@@ -1,0 +1,225 @@
+"""What the catalog holds, as values with msgpack forms: snapshot entries, operations, pack marks, sessions.
+
+Each has `to_wire`, a msgpack-able tuple, and `from_wire`, which checks every field. Both catalogs keep these same
+bytes, so that one can be converted into the other. The log catalog's record is in `log_record`.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+from vstore.format.refs import BlobRef, expect, to_size
+from vstore.ids import DIGEST_SIZE, PACK_ID_SIZE, Digest, PackId, SessionId, SnapshotId, TransactionId
+
+_MAX_TIME_US = 2**62
+_ID_SIZE = 16
+
+
+class RefKind(IntEnum):
+    """What a ref is. Persisted: never renumber."""
+
+    BRANCH = 1
+    TAG = 2
+
+
+class OperationKind(IntEnum):
+    """What an operation did. Persisted: never renumber."""
+
+    CREATE_REPOSITORY = 1
+    COMMIT = 2
+    AMEND = 3
+    FLUSH = 4
+    CREATE_BRANCH = 5
+    DELETE_BRANCH = 6
+    RESET_BRANCH = 7
+    CREATE_TAG = 8
+    DELETE_TAG = 9
+    SET_CONFIG = 10
+    SET_METADATA = 11
+    SET_STATUS = 12
+    OPEN_SESSION = 13
+    CLOSE_SESSION = 14
+    NO_OPERATION = 15
+
+
+class PackMark(IntEnum):
+    """What gc and compact intend with a pack. Persisted: never renumber."""
+
+    CONDEMNED = 1
+    DELETING = 2
+    REPLACING = 3
+    RELOCATED = 4
+
+
+class SnapshotEntry(NamedTuple):
+    """What the catalog knows of a retained snapshot, without reading the snapshot itself.
+
+    `ref` is where its blob is (`ref.digest` is the id). `stretch_offset` and `stretch_length` are the part of
+    that pack that holds all metadata blobs of its commit. `depth` counts first parents down to the root; `jump`
+    is an ancestor along first parents (None for the root), chosen so that any ancestor is found in O(log depth)
+    steps (the jump pointers of E. W. Myers, "An applicative random-access stack", 1983). `info` is the snapshot's
+    message and JSON metadata, or None where they are too long to be repeated here.
+    """
+
+    ref: BlobRef
+    parents: tuple[SnapshotId, ...]
+    time_us: int
+    depth: int
+    jump: SnapshotId | None
+    stretch_offset: int
+    stretch_length: int
+    info: tuple[str, bytes] | None
+
+    @property
+    def id(self) -> SnapshotId:
+        return SnapshotId(self.ref.digest)
+
+
+class RefChange(NamedTuple):
+    """A ref before and after an operation; None is absent."""
+
+    kind: RefKind
+    name: str
+    before: SnapshotId | None
+    after: SnapshotId | None
+
+
+class Operation(NamedTuple):
+    """One entry of the operations log. `sequence` orders; `time_us` only informs."""
+
+    sequence: int
+    transaction: TransactionId
+    kind: OperationKind
+    time_us: int
+    author: str
+    changes: tuple[RefChange, ...]
+    details: dict[str, Any]
+
+
+class PackState(NamedTuple):
+    """A pack's mark in the catalog; `target` is set where it is relocated."""
+
+    pack: PackId
+    mark: PackMark
+    epoch: int
+    target: PackId | None
+
+
+class SessionEntry(NamedTuple):
+    """A registered session: gc leaves its packs alone until it is closed. `expires_us` is only shown."""
+
+    session: SessionId
+    epoch: int
+    opened_us: int
+    expires_us: int
+
+
+def entry_to_wire(entry: SnapshotEntry) -> tuple[Any, ...]:
+    return (
+        tuple(entry.ref),
+        entry.parents,
+        entry.time_us,
+        entry.depth,
+        entry.jump,
+        entry.stretch_offset,
+        entry.stretch_length,
+        entry.info,
+    )
+
+
+def entry_from_wire(value: Any) -> SnapshotEntry:
+    from vstore.format.refs import from_wire
+
+    ref, parents, time_us, depth, jump, offset, length, info = _fields(value, 8, "snapshot entry")
+    expect(isinstance(parents, list), "a snapshot entry's parents are malformed")
+    if info is not None:
+        expect(
+            isinstance(info, list)
+            and len(info) == 2
+            and isinstance(info[0], str)
+            and isinstance(info[1], bytes),
+            "a snapshot entry's info is malformed",
+        )
+        info = (info[0], info[1])
+    return SnapshotEntry(
+        from_wire(ref),
+        tuple(SnapshotId(_bytes(parent, DIGEST_SIZE)) for parent in parents),
+        to_size(time_us, "time", _MAX_TIME_US),
+        to_size(depth, "depth", 2**48),
+        None if jump is None else SnapshotId(_bytes(jump, DIGEST_SIZE)),
+        to_size(offset, "stretch offset"),
+        to_size(length, "stretch length"),
+        info,
+    )
+
+
+def operation_to_wire(operation: Operation) -> tuple[Any, ...]:
+    changes = tuple(tuple(change) for change in operation.changes)
+    return (*operation[:5], changes, operation.details)
+
+
+def operation_from_wire(value: Any) -> Operation:
+    sequence, transaction, kind, time_us, author, changes, details = _fields(value, 7, "operation")
+    expect(isinstance(author, str) and isinstance(details, dict), "an operation is malformed")
+    expect(isinstance(changes, list), "an operation's changes are malformed")
+    return Operation(
+        to_size(sequence, "sequence", 10**20),
+        TransactionId(_bytes(transaction, _ID_SIZE)),
+        _enum(OperationKind, kind),
+        to_size(time_us, "time", _MAX_TIME_US),
+        author,
+        tuple(map(_change, changes)),
+        details,
+    )
+
+
+def _change(value: Any) -> RefChange:
+    kind, name, before, after = _fields(value, 4, "ref change")
+    expect(isinstance(name, str), "a ref change has no name")
+    return RefChange(_enum(RefKind, kind), name, _optional_id(before), _optional_id(after))
+
+
+def pack_state_from_wire(value: Any) -> PackState:
+    pack, mark, epoch, target = _fields(value, 4, "pack state")
+    return PackState(
+        PackId(_bytes(pack, PACK_ID_SIZE)),
+        _enum(PackMark, mark),
+        to_size(epoch, "epoch", 2**62),
+        None if target is None else PackId(_bytes(target, PACK_ID_SIZE)),
+    )
+
+
+def session_from_wire(value: Any) -> SessionEntry:
+    session, epoch, opened_us, expires_us = _fields(value, 4, "session entry")
+    return SessionEntry(
+        SessionId(_bytes(session, _ID_SIZE)),
+        to_size(epoch, "epoch", 2**62),
+        to_size(opened_us, "time", _MAX_TIME_US),
+        to_size(expires_us, "time", _MAX_TIME_US),
+    )
+
+
+def digest_of(value: Any) -> Digest:
+    return Digest(_bytes(value, DIGEST_SIZE))
+
+
+def _fields(value: Any, count: int, what: str) -> Any:
+    expect(isinstance(value, (list, tuple)) and len(value) >= count, f"a {what} is not an array of {count}")
+    # A newer vstore may append fields; they are optional by the format's rules.
+    return value[:count]
+
+
+def _bytes(value: Any, size: int) -> bytes:
+    expect(isinstance(value, bytes) and len(value) == size, f"an id is not {size} bytes")
+    return bytes(value)
+
+
+def _optional_id(value: Any) -> SnapshotId | None:
+    return None if value is None else SnapshotId(_bytes(value, DIGEST_SIZE))
+
+
+def _enum(kind: Any, value: Any) -> Any:
+    known = type(value) is int and value in kind._value2member_map_
+    expect(known, f"{value if type(value) is int else type(value).__name__} is not a known {kind.__name__}")
+    return kind(value)

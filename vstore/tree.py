@@ -1,0 +1,419 @@
+"""The page tree: a copy-on-write sorted map of byte keys, each page of it a blob.
+
+`update` rewrites the pages that a batch of changes touches and the spine above them, and returns the new root; the
+old root stays valid. It serves twice: nodes by path, and an array's manifest pointers by tile. Pages come from a
+`PageStore` and go to a `PageSink`, both handed in. Neighbouring pages that became small are merged, so that deletes
+don't leave a tree of crumbs.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from vstore.errors import CorruptionError
+from vstore.format.page import (
+    MAX_LEVEL,
+    Child,
+    Entry,
+    Page,
+    PageNames,
+    Totals,
+    decode_child,
+    encode_child,
+    encode_page,
+)
+from vstore.format.refs import BlobRef
+
+
+class PageStore(Protocol):
+    """Where pages are read from; caching is its business."""
+
+    def page(self, ref: BlobRef) -> Page:
+        """Return a whole page."""
+
+    def names(self, ref: BlobRef) -> PageNames:
+        """Return a page's keys and tags only."""
+
+
+class PageSink(Protocol):
+    """Where new pages go."""
+
+    def add_page(self, data: bytes) -> BlobRef:
+        """Take an encoded page and say where it will be."""
+
+
+class Change(NamedTuple):
+    """One edit: `entry` replaces what the key held, None deletes it."""
+
+    key: bytes
+    entry: Entry | None
+
+
+@dataclass(frozen=True, slots=True)
+class TreePolicy:
+    """How full pages get: a leaf holds at most `leaf_bytes` of keys and values and `leaf_entries` entries.
+
+    `measure` says what a leaf entry adds to the totals of the pages above it.
+    """
+
+    leaf_bytes: int
+    leaf_entries: int
+    measure: Callable[[Entry], Totals]
+
+
+FANOUT = 64
+"""Entries of an inner page at most: their digests do not compress, so larger pages cost each commit more."""
+
+
+def get(store: PageStore, root: Child | None, key: bytes) -> Entry | None:
+    """Return the entry at `key`, or None."""
+    page = _leaf_page(store, root, key)
+    if page is None:
+        return None
+    index = bisect_left(page.keys, key)
+    if index < len(page.keys) and page.keys[index] == key:
+        return Entry(key, page.tags[index], page.values[index])
+    return None
+
+
+def _leaf_page(store: PageStore, root: Child | None, key: bytes) -> Page | None:
+    child = root
+    for _ in range(MAX_LEVEL + 1):
+        if child is None:
+            return None
+        page = store.page(child.ref)
+        if page.level == 0:
+            return page
+        child = decode_child(page.values[_child_index(page.keys, key)])
+    raise CorruptionError("a page tree is deeper than the format allows")
+
+
+def _child_index(keys: list[bytes], key: bytes) -> int:
+    return max(bisect_right(keys, key) - 1, 0)
+
+
+def iter_entries(
+    store: PageStore, root: Child | None, start: bytes = b"", stop: bytes | None = None
+) -> Iterator[Entry]:
+    """Yield the entries with start <= key < stop, in order, reading only their pages."""
+    for page in _iter_leaves(store, root, start, stop):
+        low = bisect_left(page.keys, start)
+        high = len(page.keys) if stop is None else bisect_left(page.keys, stop)
+        for index in range(low, high):
+            yield Entry(page.keys[index], page.tags[index], page.values[index])
+
+
+def _iter_leaves(
+    store: PageStore, root: Child | None, start: bytes, stop: bytes | None, depth: int = 0
+) -> Iterator[Page]:
+    if root is None:
+        return
+    page = store.page(root.ref)
+    if page.level == 0:
+        yield page
+        return
+    _check_depth(depth)
+    for index in _covering(page.keys, start, stop):
+        yield from _iter_leaves(store, decode_child(page.values[index]), start, stop, depth + 1)
+
+
+def iter_reversed(store: PageStore, root: Child | None, stop: bytes | None = None) -> Iterator[Entry]:
+    """Yield the entries with key < stop, last first."""
+    if root is None:
+        return
+    page = store.page(root.ref)
+    high = len(page.keys) if stop is None else bisect_left(page.keys, stop)
+    for index in reversed(range(high)):
+        if page.level == 0:
+            yield Entry(page.keys[index], page.tags[index], page.values[index])
+        else:
+            yield from iter_reversed(store, decode_child(page.values[index]), stop)
+
+
+def _covering(keys: list[bytes], start: bytes, stop: bytes | None) -> range:
+    high = len(keys) if stop is None else bisect_left(keys, stop)
+    return range(_child_index(keys, start), high)
+
+
+class NameCursor:
+    """Walks a tree's keys and tags in order, and can skip ahead: how directories are listed."""
+
+    def __init__(self, store: PageStore, root: Child | None) -> None:
+        self._store = store
+        self._root = root
+
+    def first_at_or_after(self, key: bytes) -> tuple[bytes, int] | None:
+        """Return the first (key, tag) not below `key`."""
+        return self._seek(self._root, key, 0)
+
+    def _seek(self, child: Child | None, key: bytes, depth: int) -> tuple[bytes, int] | None:
+        if child is None:
+            return None
+        names = self._store.names(child.ref)
+        if names.level == 0:
+            index = bisect_left(names.keys, key)
+            return (names.keys[index], names.tags[index]) if index < len(names.keys) else None
+        _check_depth(depth)
+        page = self._store.page(child.ref)
+        for index in range(_child_index(page.keys, key), len(page.keys)):
+            found = self._seek(decode_child(page.values[index]), key, depth + 1)
+            if found is not None:
+                return found
+        return None
+
+    def iter_names(self, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, int]]:
+        """Yield (key, tag) with start <= key < stop."""
+        yield from self._iter(self._root, start, stop, 0)
+
+    def _iter(
+        self, child: Child | None, start: bytes, stop: bytes | None, depth: int
+    ) -> Iterator[tuple[bytes, int]]:
+        if child is None:
+            return
+        names = self._store.names(child.ref)
+        if names.level == 0:
+            high = len(names.keys) if stop is None else bisect_left(names.keys, stop)
+            for index in range(bisect_left(names.keys, start), high):
+                yield names.keys[index], names.tags[index]
+            return
+        _check_depth(depth)
+        page = self._store.page(child.ref)
+        for index in _covering(page.keys, start, stop):
+            yield from self._iter(decode_child(page.values[index]), start, stop, depth + 1)
+
+
+def totals_in_range(
+    store: PageStore,
+    root: Child | None,
+    start: bytes,
+    stop: bytes | None,
+    measure: Callable[[Entry], Totals],
+) -> Totals:
+    """Return the summed totals of the entries with start <= key < stop; pages inside the range are not read."""
+    return _sum_range(store, root, start, stop, measure, 0)
+
+
+def _sum_range(
+    store: PageStore,
+    child: Child | None,
+    start: bytes,
+    stop: bytes | None,
+    measure: Callable[[Entry], Totals],
+    depth: int,
+) -> Totals:
+    if child is None:
+        return Totals()
+    page = store.page(child.ref)
+    total = Totals()
+    if page.level == 0:
+        high = len(page.keys) if stop is None else bisect_left(page.keys, stop)
+        for index in range(bisect_left(page.keys, start), high):
+            total += measure(Entry(page.keys[index], page.tags[index], page.values[index]))
+        return total
+    _check_depth(depth)
+    for index in _covering(page.keys, start, stop):
+        below = decode_child(page.values[index])
+        begins_inside = page.keys[index] >= start
+        ends_inside = stop is None or (index + 1 < len(page.keys) and page.keys[index + 1] <= stop)
+        if begins_inside and ends_inside:
+            total += below.totals
+        else:
+            total += _sum_range(store, below, start, stop, measure, depth + 1)
+    return total
+
+
+def iter_pages(
+    store: PageStore, root: Child | None, skip: Callable[[BlobRef], bool]
+) -> Iterator[tuple[BlobRef, Page]]:
+    """Yield every page below `root`, a page before those below it; `skip` leaves out a page and all below it."""
+    if root is None or skip(root.ref):
+        return
+    pending = [(root, 0)]
+    while pending:
+        child, depth = pending.pop()
+        page = store.page(child.ref)
+        yield child.ref, page
+        if page.level:
+            _check_depth(depth)
+            below = [decode_child(value) for value in page.values]
+            pending.extend((item, depth + 1) for item in reversed(below) if not skip(item.ref))
+
+
+def _check_depth(depth: int) -> None:
+    if depth > MAX_LEVEL:
+        raise CorruptionError("a page tree is deeper than the format allows")
+
+
+# --- update --------------------------------------------------------------------------------------------------
+
+
+def update(
+    store: PageStore, sink: PageSink, root: Child | None, changes: Sequence[Change], policy: TreePolicy
+) -> Child | None:
+    """Return the root of a tree like `root` with `changes`, which are sorted by key without repeats.
+
+    None is the empty tree. Pages that no change touches are shared with the old tree.
+    """
+    if not changes:
+        return root
+    writer = _Writer(store, sink, policy)
+    if root is None:
+        entries = [change.entry for change in changes if change.entry is not None]
+        return writer.grow(0, writer.split(0, entries))
+    level, pieces = writer.rewrite(root, changes, 0)
+    return writer.grow(level, pieces)
+
+
+class _Piece(NamedTuple):
+    """A page of the new tree: an untouched one (`child`), or entries that are still to be written."""
+
+    key: bytes
+    child: Child | None
+    entries: list[Entry]
+    size: int
+
+
+class _Writer:
+    def __init__(self, store: PageStore, sink: PageSink, policy: TreePolicy) -> None:
+        self._store = store
+        self._sink = sink
+        self._policy = policy
+        self._written: dict[bytes, tuple[int, list[bytes]]] = {}
+
+    def rewrite(self, child: Child, changes: Sequence[Change], depth: int) -> tuple[int, list[_Piece]]:
+        """Return the level of the page `child`, and the pieces that replace it."""
+        _check_depth(depth)
+        page = self._store.page(child.ref)
+        entries = [Entry(*fields) for fields in zip(page.keys, page.tags, page.values, strict=True)]
+        if page.level == 0:
+            return 0, self.split(0, _merge(entries, changes))
+        pieces: list[_Piece] = []
+        for index, (key, part) in enumerate(_partition(page.keys, changes)):
+            below = decode_child(page.values[index])
+            if part:
+                pieces += self.rewrite(below, part, depth + 1)[1]
+            else:
+                pieces.append(_Piece(key, below, [], 0))
+        return page.level, self.split(page.level, self._settle(page.level - 1, pieces))
+
+    def grow(self, level: int, pieces: list[_Piece]) -> Child | None:
+        """Write `pieces`, which are pages of `level`, and add levels until one page is left."""
+        while True:
+            entries = self._settle(level, pieces)
+            if not entries:
+                return None
+            if len(entries) == 1:
+                return self._collapse(decode_child(entries[0].value))
+            level += 1
+            pieces = self.split(level, entries)
+
+    def _collapse(self, root: Child) -> Child:
+        """Drop inner pages that have only one page below them."""
+        while True:
+            level, values = self._written.get(root.ref.digest) or self._stored(root)
+            if level == 0 or len(values) > 1:
+                return root
+            root = decode_child(values[0])
+
+    def _stored(self, child: Child) -> tuple[int, list[bytes]]:
+        page = self._store.page(child.ref)
+        return page.level, page.values
+
+    def _settle(self, level: int, pieces: list[_Piece]) -> list[Entry]:
+        """Merge small new pages with their neighbours, write what is new, and return the entries for above."""
+        merged: list[_Piece] = []
+        for piece in pieces:
+            if merged and self._should_merge(level, merged[-1], piece):
+                joined = self._entries_of(merged.pop()) + self._entries_of(piece)
+                merged += self.split(level, joined)
+            else:
+                merged.append(piece)
+        return [self._entry(level, piece) for piece in merged]
+
+    def _should_merge(self, level: int, left: _Piece, right: _Piece) -> bool:
+        return self._is_small(level, left) or self._is_small(level, right)
+
+    def _is_small(self, level: int, piece: _Piece) -> bool:
+        if piece.child is not None:
+            return False
+        if level:
+            return len(piece.entries) < FANOUT // 4
+        return (
+            piece.size < self._policy.leaf_bytes // 4 and len(piece.entries) < self._policy.leaf_entries // 4
+        )
+
+    def _entries_of(self, piece: _Piece) -> list[Entry]:
+        if piece.child is None:
+            return piece.entries
+        page = self._store.page(piece.child.ref)
+        return [Entry(*fields) for fields in zip(page.keys, page.tags, page.values, strict=True)]
+
+    def _entry(self, level: int, piece: _Piece) -> Entry:
+        child = piece.child or self._write(level, piece.entries)
+        return Entry(piece.key, 0, encode_child(child))
+
+    def _write(self, level: int, entries: list[Entry]) -> Child:
+        ref = self._sink.add_page(encode_page(level, entries))
+        self._written[ref.digest] = (level, [entry.value for entry in entries[:2]])
+        if level == 0:
+            totals = sum(map(self._policy.measure, entries), Totals())
+            return Child(ref, len(entries), totals)
+        below = [decode_child(entry.value) for entry in entries]
+        return Child(ref, sum(child.entries for child in below), sum((c.totals for c in below), Totals()))
+
+    def split(self, level: int, entries: list[Entry]) -> list[_Piece]:
+        """Cut `entries` into pages of about equal size within the limits."""
+        if not entries:
+            return []
+        if level:
+            limit_bytes, limit_entries = 2**62, FANOUT
+        else:
+            limit_bytes, limit_entries = self._policy.leaf_bytes, self._policy.leaf_entries
+        sizes = [len(entry.key) + len(entry.value) + 8 for entry in entries]
+        count = max(-(-sum(sizes) // limit_bytes), -(-len(entries) // limit_entries))
+        goal_bytes, goal_entries = -(-sum(sizes) // count), -(-len(entries) // count)
+        pieces: list[_Piece] = []
+        start = size = 0
+        for index, entry_size in enumerate(sizes):
+            full = index - start >= goal_entries or (
+                index > start and size + entry_size > max(goal_bytes, 1) * 5 // 4
+            )
+            if full or (index > start and size >= goal_bytes):
+                pieces.append(_Piece(entries[start].key, None, entries[start:index], size))
+                start, size = index, 0
+            size += entry_size
+        pieces.append(_Piece(entries[start].key, None, entries[start:], size))
+        return pieces
+
+
+def _partition(keys: list[bytes], changes: Sequence[Change]) -> Iterable[tuple[bytes, Sequence[Change]]]:
+    """Yield each child's key with the changes that belong to it; the first child takes all that come before."""
+    change_keys = [change.key for change in changes]
+    start = 0
+    for index, key in enumerate(keys):
+        stop = bisect_left(change_keys, keys[index + 1]) if index + 1 < len(keys) else len(changes)
+        first_key = min(key, change_keys[start]) if index == 0 and start < stop else key
+        yield first_key, changes[start:stop]
+        start = stop
+
+
+def _merge(entries: list[Entry], changes: Sequence[Change]) -> list[Entry]:
+    """Return sorted `entries` with sorted `changes` applied."""
+    if len(changes) * 8 < len(entries):
+        merged = list(entries)
+        keys = [entry.key for entry in merged]
+        for change in reversed(changes):
+            index = bisect_left(keys, change.key)
+            stop = index + 1 if index < len(keys) and keys[index] == change.key else index
+            merged[index:stop] = [] if change.entry is None else [change.entry]
+        return merged
+    by_key = {entry.key: entry for entry in entries}
+    for change in changes:
+        if change.entry is None:
+            by_key.pop(change.key, None)
+        else:
+            by_key[change.key] = change.entry
+    return [by_key[key] for key in sorted(by_key)]
