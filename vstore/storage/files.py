@@ -1,0 +1,214 @@
+"""Plain files made durable: writing, syncing and reading them, and what their errors mean.
+
+What `local`, `staged` and `maps` share. A file's bytes are durable after `sync_file`, its name only after
+`sync_directory` of the folder that holds it. Above: `vstore.storage.local`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Sequence
+from io import FileIO
+
+from vstore.errors import (
+    AccessDeniedError,
+    ObjectNotFoundError,
+    OutOfSpaceError,
+    StorageError,
+    UnsafeStorageError,
+)
+from vstore.ids import BytesLike
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+MAX_BUFFERS = 1024
+"""The most buffers that one pwritev takes on Linux and macOS (IOV_MAX)."""
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_ABSENT = {errno.ENOENT, errno.ENOTDIR}
+_TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
+SURELY_NOT_DONE = _FULL | _DENIED | {errno.EXDEV, errno.ENOTDIR, errno.EMLINK, errno.EEXIST}
+"""After a failed link or rename with one of these nothing has changed; after another (EIO, or ENOENT and ESTALE,
+by which NFS reports the repeat of a request whose first reply was lost) it may have."""
+
+
+def storage_error(error: OSError, attempt: str, path: str) -> StorageError:
+    """Return what to raise for `error`, met when `path` was to be `attempt`ed ("write", "sync the folder")."""
+    found = f"could not {attempt} {path!r}: {error.strerror or error}"
+    if error.errno in _FULL:
+        return OutOfSpaceError(f"{found}. Free some space or raise the quota, then try again.")
+    if error.errno in _DENIED:
+        return AccessDeniedError(
+            f"{found}. Check the permissions of the file and its folder for user id {_user_id()}, and whether "
+            "the file system is mounted read-only."
+        )
+    if error.errno in _ABSENT:
+        return ObjectNotFoundError(f"{found}. Check that the repository was not moved or removed.")
+    if error.errno in _TOO_MANY_FILES:
+        return StorageError(f"{found}. Raise the limit of open files (`ulimit -n`), then try again.")
+    return StorageError(f"{found}. Check the disk and the system's log, then try again.")
+
+
+def _user_id() -> object:
+    return os.geteuid() if hasattr(os, "geteuid") else "unknown"
+
+
+def require_posix() -> None:
+    """Refuse to write where files can't be locked and folders can't be synced."""
+    if fcntl is None:
+        raise UnsafeStorageError(
+            "local writing needs Linux or macOS: this system can't lock files and sync folders as commits need "
+            "it. Write from one of these (WSL will do), or to an object store."
+        )
+
+
+def sync_file(fd: int) -> None:
+    """Make a file durable: its bytes and its size."""
+    full_sync = getattr(fcntl, "F_FULLFSYNC", None)
+    if full_sync is not None:
+        # On macOS fsync stops at the drive's cache. Some file systems there only know fsync.
+        try:
+            fcntl.fcntl(fd, full_sync)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTSUP, errno.EINVAL, errno.ENOTTY):
+                raise
+    os.fsync(fd)
+
+
+def sync_data(fd: int) -> None:
+    """Start early on what `sync_file` will have to do."""
+    getattr(os, "fdatasync", os.fsync)(fd)
+
+
+def sync_directory(path: str) -> None:
+    """Make the names in a folder durable."""
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+    try:
+        sync_file(fd)
+    finally:
+        os.close(fd)
+
+
+def pwrite_all(fd: int, offset: int, buffers: Sequence[BytesLike]) -> int:
+    """Write `buffers` end to end from `offset`, however short the single writes are; return their size."""
+    views = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
+    size = sum(map(len, views))
+    if len(views) == 1 or not hasattr(os, "pwritev"):
+        for view in views:
+            offset = _pwrite(fd, offset, view)
+        return size
+    first = 0
+    while first < len(views):
+        done = os.pwritev(fd, views[first : first + MAX_BUFFERS], offset)
+        offset += done
+        while first < len(views) and done >= len(views[first]):
+            done -= len(views[first])
+            first += 1
+        if done:
+            views[first] = views[first][done:]
+    return size
+
+
+def _pwrite(fd: int, offset: int, view: memoryview) -> int:
+    while view:
+        done = os.pwrite(fd, view, offset)
+        offset += done
+        view = view[done:]
+    return offset
+
+
+def pread_up_to(fd: int, offset: int, length: int) -> bytes:
+    """Return `length` bytes from `offset`, or fewer where the file ends."""
+    data = os.pread(fd, length, offset)
+    if len(data) == length or not data:
+        return data
+    # One pread returns at most 2 GiB.
+    parts = [data]
+    while length > (got := sum(map(len, parts))) and (data := os.pread(fd, length - got, offset + got)):
+        parts.append(data)
+    return b"".join(parts)
+
+
+def read_up_to(file: FileIO, offset: int, length: int) -> bytes:
+    """Do what `pread_up_to` does, on any system; moves the file's position."""
+    file.seek(offset)
+    parts: list[bytes] = []
+    while length and (data := file.read(length)):
+        parts.append(data)
+        length -= len(data)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def lock_file(fd: int, path: str) -> None:
+    """Show other processes, gc above all, that a living writer holds the file `path`."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise StorageError(f"{path!r} was locked by another process. Try again with a new pack.") from error
+    except OSError as error:
+        raise UnsafeStorageError(
+            f"{path!r} can't be locked ({error.strerror}): gc on another machine could not tell that it is in use. "
+            "Mount the file system with locks (for Lustre: -o flock), or choose another location."
+        ) from error
+
+
+def is_locked(fd: int) -> bool:
+    """Tell whether another descriptor of the file holds the lock of `lock_file`."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
+
+
+class Descriptor:
+    """An open file, closed when the last user lets go of it.
+
+    Threads read from it while another drops it: an explicit close could hand its number to a file opened
+    meanwhile, whose bytes the reader would then get.
+    """
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+    def sync_data(self) -> None:
+        sync_data(self.fd)
+
+
+class Folders:
+    """Makes the folders below `root`, each durable before anything in it is."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._durable: set[str] = set()
+
+    def ensure(self, folder: str) -> None:
+        """Make `folder` ("packs/ab") and those above it, below the root."""
+        if folder in self._durable:
+            return
+        parent = folder.rpartition("/")[0]
+        if parent:
+            self.ensure(parent)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(os.path.join(self._root, folder))
+        # Also if it was there: whoever made it may not have come to this line yet.
+        sync_directory(os.path.join(self._root, parent))
+        self._durable.add(folder)
+
+    def forget(self) -> None:
+        """Look anew: the folders may have been removed."""
+        self._durable.clear()
