@@ -122,15 +122,20 @@ def _iter_leaves(
 
 def iter_reversed(store: PageStore, root: Child | None, stop: bytes | None = None) -> Iterator[Entry]:
     """Yield the entries with key < stop, last first."""
+    yield from _iter_reversed(store, root, stop, 0)
+
+
+def _iter_reversed(store: PageStore, root: Child | None, stop: bytes | None, depth: int) -> Iterator[Entry]:
     if root is None:
         return
+    _check_depth(depth)
     page = store.page(root.ref)
     high = len(page.keys) if stop is None else bisect_left(page.keys, stop)
     for index in reversed(range(high)):
         if page.level == 0:
             yield Entry(page.keys[index], page.tags[index], page.values[index])
         else:
-            yield from iter_reversed(store, decode_child(page.values[index]), stop)
+            yield from _iter_reversed(store, decode_child(page.values[index]), stop, depth + 1)
 
 
 def _covering(keys: list[bytes], start: bytes, stop: bytes | None) -> range:
@@ -375,13 +380,12 @@ class _Writer:
         sizes = [len(entry.key) + len(entry.value) + 8 for entry in entries]
         count = max(-(-sum(sizes) // limit_bytes), -(-len(entries) // limit_entries))
         goal_bytes, goal_entries = -(-sum(sizes) // count), -(-len(entries) // count)
+        most_bytes = min(max(goal_bytes, 1) * 5 // 4, limit_bytes)
         pieces: list[_Piece] = []
         start = size = 0
         for index, entry_size in enumerate(sizes):
-            full = index - start >= goal_entries or (
-                index > start and size + entry_size > max(goal_bytes, 1) * 5 // 4
-            )
-            if full or (index > start and size >= goal_bytes):
+            full = size >= goal_bytes or size + entry_size > most_bytes
+            if index - start >= goal_entries or (index > start and full):
                 pieces.append(_Piece(entries[start].key, None, entries[start:index], size))
                 start, size = index, 0
             size += entry_size
@@ -395,8 +399,7 @@ def _partition(keys: list[bytes], changes: Sequence[Change]) -> Iterable[tuple[b
     start = 0
     for index, key in enumerate(keys):
         stop = bisect_left(change_keys, keys[index + 1]) if index + 1 < len(keys) else len(changes)
-        first_key = min(key, change_keys[start]) if index == 0 and start < stop else key
-        yield first_key, changes[start:stop]
+        yield key, changes[start:stop]
         start = stop
 
 

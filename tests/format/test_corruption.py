@@ -3,7 +3,7 @@
 What notices damage: a pack's header, footer and trailer by their own checksums, everything between them by blob
 digests and checksum tables. An envelope has no checksum of its own, since its digest is checked before it is decoded;
 its head and section table are nevertheless checked in full, and so is every cut. A flip inside a section may decode
-to another value; a flip inside a message may do so too.
+to another value; a flip inside a message may do so too. The log catalog's objects are in test_log_record.py.
 """
 
 from __future__ import annotations

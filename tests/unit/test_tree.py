@@ -39,7 +39,6 @@ from vstore.tree import (
 )
 
 PACK = PackId(bytes(16))
-LEAF_SLACK = 1.25
 """Pages of about equal size may exceed the policy's bytes by a quarter."""
 
 
@@ -130,7 +129,7 @@ def check_page(pages: Pages, child: Child, level: int) -> list[Entry]:
 def check_leaf(page: Page) -> list[Entry]:
     assert len(page.keys) <= POLICY.leaf_entries
     size = sum(map(len, page.keys)) + sum(map(len, page.values))
-    assert size <= POLICY.leaf_bytes * LEAF_SLACK or len(page.keys) == 1
+    assert size <= POLICY.leaf_bytes or len(page.keys) == 1
     return [Entry(*fields) for fields in zip(page.keys, page.tags, page.values, strict=True)]
 
 

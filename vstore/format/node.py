@@ -45,7 +45,7 @@ Content: TypeAlias = bytes | BlobRef
 MAX_CONTENT_INLINE_BYTES = 4096
 """Longer documents and values are blobs of their own, so that they don't bloat the page of their neighbours."""
 MAX_LAYERS = 64
-MAX_LAYER_INLINE_BYTES = 120
+MAX_LAYER_INLINE_BYTES = 192
 """A manifest of about one ref: inlining larger ones was measured to cost more, as pages drag them along."""
 MAX_DIMENSIONS = 64
 MAX_DOCUMENTS = 16

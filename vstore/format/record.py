@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from vstore.format.refs import BlobRef, expect, to_size
 from vstore.ids import DIGEST_SIZE, PACK_ID_SIZE, Digest, PackId, SessionId, SnapshotId, TransactionId
 
-_MAX_TIME_US = 2**62
+MAX_TIME_US = 253_402_300_799_999_999
+"""The last microsecond of the year 9999, beyond which no calendar here goes."""
 _ID_SIZE = 16
 
 
@@ -145,7 +146,7 @@ def entry_from_wire(value: Any) -> SnapshotEntry:
     return SnapshotEntry(
         from_wire(ref),
         tuple(SnapshotId(_bytes(parent, DIGEST_SIZE)) for parent in parents),
-        to_size(time_us, "time", _MAX_TIME_US),
+        to_size(time_us, "time", MAX_TIME_US),
         to_size(depth, "depth", 2**48),
         None if jump is None else SnapshotId(_bytes(jump, DIGEST_SIZE)),
         to_size(offset, "stretch offset"),
@@ -167,7 +168,7 @@ def operation_from_wire(value: Any) -> Operation:
         to_size(sequence, "sequence", 10**20),
         TransactionId(_bytes(transaction, _ID_SIZE)),
         _enum(OperationKind, kind),
-        to_size(time_us, "time", _MAX_TIME_US),
+        to_size(time_us, "time", MAX_TIME_US),
         author,
         tuple(map(_change, changes)),
         details,
@@ -195,8 +196,8 @@ def session_from_wire(value: Any) -> SessionEntry:
     return SessionEntry(
         SessionId(_bytes(session, _ID_SIZE)),
         to_size(epoch, "epoch", 2**62),
-        to_size(opened_us, "time", _MAX_TIME_US),
-        to_size(expires_us, "time", _MAX_TIME_US),
+        to_size(opened_us, "time", MAX_TIME_US),
+        to_size(expires_us, "time", MAX_TIME_US),
     )
 
 

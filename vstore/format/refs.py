@@ -94,13 +94,6 @@ def expect(condition: bool, message: str) -> None:
         raise CorruptionError(message)
 
 
-def field(record: Any, name: str, kind: type | tuple[type, ...]) -> Any:
-    """Return `record[name]`, which must be there and of type `kind`."""
-    if not isinstance(record, dict) or not isinstance(record.get(name), kind):
-        raise CorruptionError(f"field {name!r} is missing or of a wrong type")
-    return record[name]
-
-
 def guard(error: Exception, what: str) -> VStoreError:
     """Return the error that stands for an unexpected failure while decoding `what`."""
     return error if isinstance(error, VStoreError) else CorruptionError(f"the {what} is malformed: {error!r}")

@@ -22,6 +22,7 @@ import msgspec
 from vstore.errors import FormatError
 from vstore.format.envelope import BlobKind, Section, decode_envelope, encode_envelope
 from vstore.format.page import Child, decode_child, encode_child
+from vstore.format.record import MAX_TIME_US
 from vstore.format.refs import expect, guard, message_shape, pack_message, to_size, unpack_message
 from vstore.ids import DIGEST_SIZE, BytesLike, SnapshotId
 
@@ -82,7 +83,7 @@ def _from_fields(fields: _Fields) -> Snapshot:
     )
     return Snapshot(
         tuple(SnapshotId(parent) for parent in fields.parents),
-        to_size(fields.time, "time", 2**62),
+        to_size(fields.time, "time", MAX_TIME_US),
         fields.message,
         fields.metadata,
         None if fields.root is None else decode_child(fields.root),

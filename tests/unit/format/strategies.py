@@ -51,7 +51,7 @@ nodes = st.builds(
 snapshots = st.builds(
     Snapshot,
     st.lists(digests.map(SnapshotId), max_size=3).map(tuple),
-    st.integers(0, 2**62),
+    st.integers(0, 253_402_300_799_999_999),
     names,
     st.sampled_from([b"{}", b'{"a": [1, 2.5, null]}', '{"\u00e4": {"b": "c"}}'.encode()]),
     st.none() | children,

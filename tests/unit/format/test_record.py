@@ -28,7 +28,7 @@ from vstore.format.record import (
 from vstore.format.refs import pack_message, unpack_message
 from vstore.ids import SessionId, SnapshotId, TransactionId
 
-times = st.integers(0, 2**62)
+times = st.integers(0, 253_402_300_799_999_999)
 snapshot_ids = digests.map(SnapshotId)
 ids = st.binary(min_size=16, max_size=16)
 
@@ -139,7 +139,7 @@ def test_fields_of_later_versions_are_ignored(name):
     ("name", "index", "value"),
     [
         ("entry", 1, [bytes(31)]),
-        ("entry", 2, 2**62 + 1),
+        ("entry", 2, 253_402_300_800_000_000),
         ("entry", 3, 2**48 + 1),
         ("entry", 4, bytes(16)),
         ("entry", 5, 2**50 + 1),

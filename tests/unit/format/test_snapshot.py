@@ -65,7 +65,7 @@ def test_wrong_types_are_refused(name, value):
     [
         {"parents": [bytes(31)]},
         {"parents": [bytes(32)] * (MAX_PARENTS + 1)},
-        {"time": 2**62 + 1},
+        {"time": 253_402_300_800_000_000},
         {"metadata": b""},
         {"metadata": b"[]"},
         {"metadata": b"{"},
