@@ -691,6 +691,43 @@ class CatalogContract:
                 assert len(set(view.iter_pages())) == len(list(view.iter_pages()))
         assert catalog.check() == []
 
+    def test_what_was_written_long_ago_can_be_changed(self, catalog: Catalog, reopen: Reopen) -> None:
+        expected: dict[str, SnapshotId] = {}
+        entries = []
+        for number in range(150):
+            entry = entry_of(f"snapshot {number}")
+            apply(
+                catalog,
+                AddSnapshot(entry),
+                SetRef(TAG, f"v{number:03}-{'x' * 60}", entry.id),
+                MarkPacks((PackState(pack_of(number), PackMark.CONDEMNED, 0, None),)),
+            )
+            entries.append(entry)
+            expected[f"v{number:03}-{'x' * 60}"] = entry.id
+        names = sorted(expected)
+        for old, new in ((3, 9), (0, 1), (70, 2)):
+            apply(catalog, SetRef(TAG, names[old], entries[new].id))
+            expected[names[old]] = entries[new].id
+        for gone in (5, 1, 99):
+            apply(catalog, DropRef(TAG, names[gone]))
+            del expected[names[gone]]
+        apply(
+            catalog, DropRef(TAG, names[7], retire=True), RescuePacks(frozenset(map(pack_of, range(4, 150))))
+        )
+        del expected[names[7]]
+        for handle in (catalog, reopen()):
+            with handle.reading() as view:
+                assert list(view.iter_refs(TAG)) == sorted(expected.items())
+                assert {name: view.ref(TAG, name) for name in names} == {n: expected.get(n) for n in names}
+                assert [name for name in names if view.is_retired(TAG, name)] == [names[7]]
+                assert [state.pack for state in view.pack_states(None)] == list(map(pack_of, range(4)))
+                assert view.pack_states(frozenset([pack_of(2), pack_of(77)])) == [
+                    PackState(pack_of(2), PackMark.CONDEMNED, 0, None)
+                ]
+        apply(catalog, SetRef(TAG, names[5], ROOT.id), given=[RefIs(TAG, names[5], ABSENT)])
+        with reopen().reading() as view:
+            assert view.ref(TAG, names[5]) == ROOT.id
+
     def test_one_large_transaction(self, catalog: Catalog, reopen: Reopen) -> None:
         entries = [entry_of(f"snapshot {number}") for number in range(2000)]
         updates: list[Update] = [AddSnapshot(entry) for entry in entries]

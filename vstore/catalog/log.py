@@ -1,0 +1,391 @@
+"""The log catalog: immutable numbered records in any storage that can create an object only if it is absent.
+
+A record holds the whole state after one operation, so the newest one is the catalog. To change it is to create the
+next number; who finds it taken reads what is there and decides anew. No reply is trusted but a clean success: all
+others are settled by reading the number back and looking for the own nonce. The rules, tested by these names:
+
+    L1  a number has one record for ever; an old one may become a tombstone, none is ever freed
+    L2  a transaction is in the log at most once, and exactly once if it was acknowledged
+    L3  every acknowledged record is an ancestor of every later head
+    L4  no handle shows an older state than it has shown before
+
+Neighbours: `log_head` finds the newest record, `log_state` says what is in it, `log_probe` tries out the storage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any, NoReturn, Protocol
+
+from vstore import tree
+from vstore.catalog.base import (
+    Applied,
+    Identity,
+    Outcome,
+    Refused,
+    Transaction,
+    check_preconditions,
+    check_transaction,
+)
+from vstore.catalog.log_check import iter_log_damage
+from vstore.catalog.log_head import KEPT_RECORDS, Head, LogReader, Newest
+from vstore.catalog.log_patience import Patience
+from vstore.catalog.log_probe import probe
+from vstore.catalog.log_state import POLICY, LogView, apply, plan_spill, spill
+from vstore.catalog.state import Plan, decode_identity, encode_identity, find_damage, plan
+from vstore.clock import SYSTEM_CLOCK, Clock
+from vstore.errors import (
+    AccessDeniedError,
+    CommitOutcomeUnknownError,
+    FormatError,
+    InternalError,
+    InvalidInputError,
+    ObjectExistsError,
+    OutcomeUnknownError,
+    OutOfSpaceError,
+    RepositoryExistsError,
+    StorageError,
+    UnsafeStorageError,
+)
+from vstore.format.log_record import (
+    MAX_RECORD_BYTES,
+    LogRecord,
+    Tombstone,
+    decode_log_object,
+    encode_identity_object,
+    encode_record,
+    encode_tombstone,
+)
+from vstore.format.record import Operation, OperationKind
+from vstore.ids import TransactionId, new_nonce, new_transaction_id
+from vstore.keys.objects import LATEST, REPO, log_name
+from vstore.storage.base import Storage
+from vstore.tree import PageSink, PageStore
+
+__all__ = ["LogCatalog", "SpillStore"]
+
+_MAX_UNSETTLED = 1024
+
+
+class SpillStore(PageStore, Protocol):
+    """Where the pages of large states are; pickles if the storage does."""
+
+    def write_pages(self) -> AbstractContextManager[PageSink]:
+        """Give a sink for one batch of pages; they are durable when the context ends without an error."""
+
+
+class LogCatalog:
+    """A `Catalog` in `storage`. Works after `os.fork` if the storage does."""
+
+    def __init__(self, storage: Storage, spill_store: SpillStore, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._storage = storage
+        self._pages = spill_store
+        self._clock = clock
+        self._reader = LogReader(storage)
+        self._seen = Newest()
+        self._unsettled: dict[TransactionId, int] = {}
+        self._is_probed = False
+
+    def __repr__(self) -> str:
+        return f"LogCatalog({self._storage.url!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # With what was seen, so that the copy does not go backwards either (L4) and starts without looking.
+        head = self._seen.get()
+        return {
+            "storage": self._storage,
+            "pages": self._pages,
+            "clock": self._clock,
+            "head": None if head is None else (head.data, head.is_confirmed),
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        LogCatalog.__init__(self, state["storage"], state["pages"], clock=state["clock"])
+        if state["head"] is not None:
+            data, is_confirmed = state["head"]
+            record = decode_log_object(data)
+            assert isinstance(record, LogRecord)
+            self._seen.advance(Head(record, data, is_confirmed))
+
+    @classmethod
+    def exists(cls, storage: Storage) -> bool:
+        """Tell whether there is a log in `storage`: number 0 is the first object made, and is never freed."""
+        return LogReader(storage).is_present(0)
+
+    @classmethod
+    def open(cls, storage: Storage, spill_store: SpillStore, *, clock: Clock = SYSTEM_CLOCK) -> LogCatalog:
+        """Open the log in `storage`; nothing is written."""
+        catalog = cls(storage, spill_store, clock=clock)
+        with catalog.reading():
+            return catalog
+
+    @classmethod
+    def create(
+        cls,
+        storage: Storage,
+        identity: Identity,
+        first: Transaction,
+        spill_store: SpillStore,
+        *,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> LogCatalog:
+        """Start a log whose operation 0 is `first`; of racing creators one succeeds.
+
+        Raises `RepositoryExistsError` if there is one, `UnsafeStorageError` if the storage can't be trusted. A crash
+        leaves a whole log or none: it is there from the moment when number 0 is.
+        """
+        check_transaction(first)
+        if cls.exists(storage):
+            raise _exists_error(storage)
+        catalog = cls(storage, spill_store, clock=clock)
+        probe(storage)
+        catalog._is_probed = True
+        catalog._start(identity, first)
+        with contextlib.suppress(StorageError):
+            # The next writer makes it if this fails.
+            catalog._ensure_identity_object()
+        return catalog
+
+    def _start(self, identity: Identity, first: Transaction) -> None:
+        blank = LogRecord(-1, b"", 0, encode_identity(identity), {})
+        view = LogView(blank, self._pages)
+        refusals = check_preconditions(view, first)
+        if refusals:
+            raise InvalidInputError(
+                f"the first transaction of a repository expects what is not there: {refusals}"
+            )
+        planned = plan(view, first, 0)
+        patience = Patience(self._clock)
+        while not self._append(blank, planned, first, patience):
+            found = self._reader.read(0)
+            if isinstance(found, Head) and self._view(found).find_transaction(first.transaction, -1):
+                # An earlier try of this very call, whose reply was lost.
+                return
+            if found is not None:
+                raise _exists_error(self._storage)
+            self._wait(patience, first)
+
+    def _view(self, head: Head) -> LogView:
+        return LogView(head.record, self._pages)
+
+    @property
+    def identity(self) -> Identity:
+        head = self._seen.get() or self._resolve()
+        return decode_identity(head.record.identity)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[LogView]:
+        yield self._view(self._resolve())
+
+    def _resolve(self) -> Head:
+        head = self._reader.resolve(self._seen.get())
+        # Refuse a repository that needs a newer vstore before anything is believed of it.
+        decode_identity(head.record.identity)
+        return self._seen.advance(head)
+
+    def check_writable(self) -> None:
+        if not self._is_probed:
+            probe(self._storage)
+            self._ensure_identity_object()
+            self._is_probed = True
+
+    def _ensure_identity_object(self) -> None:
+        """Make `repo` if it is missing: who made number 0 may not have come so far. Nothing depends on it."""
+        if self._storage.size(REPO) is None:
+            head = self._seen.get() or self._resolve()
+            with contextlib.suppress(ObjectExistsError, OutcomeUnknownError):
+                self._storage.create(REPO, encode_identity_object(head.record.identity))
+
+    # --- update ------------------------------------------------------------------------------------------------
+
+    def update(self, transaction: Transaction) -> Outcome:
+        check_transaction(transaction)
+        patience = Patience(self._clock)
+        while True:
+            outcome = self._try(transaction, patience)
+            if outcome is not None:
+                self._unsettled.pop(transaction.transaction, None)
+                return outcome
+            self._wait(patience, transaction)
+
+    def _try(self, transaction: Transaction, patience: Patience) -> Outcome | None:
+        """Go once through steps 1 to 5; None is to go through them again."""
+        try:
+            head = self._seen.advance(self._reader.confirm(self._resolve()))
+            view = self._view(head)
+            done = view.find_transaction(transaction.transaction, transaction.since)
+            if done is not None:
+                return Applied(done)
+            self._settle(transaction, head)
+            refusals = check_preconditions(view, transaction)
+            if refusals and transaction.transaction not in self._unsettled:
+                return Refused(refusals, view.sequence, view.epoch)
+            # Refused while an earlier try may still land on the next number: take that number, then look again.
+            planned = self._no_operation(view) if refusals else plan(view, transaction, view.sequence + 1)
+            landed = self._append(head.record, planned, None if refusals else transaction, patience)
+        except (StorageError, FormatError) as error:
+            if transaction.transaction not in self._unsettled:
+                raise
+            if not _may_pass(error):
+                self._raise_unknown(transaction, error)
+            patience.note_trouble(error)
+            return None
+        return Applied(planned.operation) if landed and not refusals else None
+
+    def _settle(self, transaction: Transaction, head: Head) -> None:
+        """Forget a lost reply once the number that it was for is taken: by another, as `head` lacks this one."""
+        if self._unsettled.get(transaction.transaction, head.sequence + 1) <= head.sequence:
+            self._unsettled.pop(transaction.transaction, None)
+
+    def _no_operation(self, view: LogView) -> Plan:
+        operation = Operation(
+            view.sequence + 1,
+            new_transaction_id(),
+            OperationKind.NO_OPERATION,
+            self._clock.now_us(),
+            "",
+            (),
+            {},
+        )
+        return Plan(operation, (), (), view.epoch)
+
+    def _append(
+        self, record: LogRecord, planned: Plan, transaction: Transaction | None, patience: Patience
+    ) -> bool:
+        """Put the record that follows `record`; tell whether it is surely there, and be it by reading it back."""
+        new = self._spill(apply(record, planned, new_nonce()))
+        data = encode_record(new)
+        if len(data) > MAX_RECORD_BYTES:
+            raise InternalError(f"a log record of {len(data)} bytes exceeds the format's limit")
+        before = None if transaction is None else self._unsettled.get(transaction.transaction)
+        if transaction is not None:
+            # Before the request, so that an interrupt leaves the truth.
+            self._note_unsettled(transaction.transaction, new.sequence)
+        try:
+            self._storage.create(log_name(new.sequence), data)
+        except (ObjectExistsError, OutcomeUnknownError) as error:
+            found = self._reader.read(new.sequence)
+            if found is None:
+                # It may land yet (a slow request), or someone else's did not land after all (a 409).
+                patience.note_trouble(error)
+                return False
+            if isinstance(found, Tombstone) or found.record.nonce != new.nonce:
+                if isinstance(found, Head):
+                    self._seen.advance(found)
+                patience.note_loss()
+                self._restore_unsettled(transaction, before)
+                return False
+        except StorageError as error:
+            # Surely not created, by the storage's contract.
+            self._restore_unsettled(transaction, before)
+            if not _may_pass(error):
+                raise
+            patience.note_trouble(error)
+            return False
+        self._acknowledge(Head(new, data, True))
+        return True
+
+    def _spill(self, record: LogRecord) -> LogRecord:
+        changes = plan_spill(record)
+        if not changes:
+            return record
+        with self._pages.write_pages() as sink:
+            root = tree.update(self._pages, sink, record.root, changes, POLICY)
+        return spill(record, changes, root)
+
+    def _acknowledge(self, head: Head) -> None:
+        self._seen.advance(head)
+        newest = self._seen.get()
+        if newest is None or newest.sequence == head.sequence:
+            # A hint: it may be lost, or overtake a newer one.
+            with contextlib.suppress(StorageError):
+                self._storage.write(LATEST, head.data)
+
+    def _note_unsettled(self, transaction: TransactionId, sequence: int) -> None:
+        self._unsettled[transaction] = max(sequence, self._unsettled.get(transaction, -1))
+        while len(self._unsettled) > _MAX_UNSETTLED:
+            self._unsettled.pop(next(iter(self._unsettled)), None)
+
+    def _restore_unsettled(self, transaction: Transaction | None, before: int | None) -> None:
+        """Take back a note: that try surely did not land, but an earlier one may have."""
+        if transaction is None:
+            return
+        if before is None:
+            self._unsettled.pop(transaction.transaction, None)
+        else:
+            self._unsettled[transaction.transaction] = before
+
+    def _wait(self, patience: Patience, transaction: Transaction) -> None:
+        """Wait before the next try; if they are spent, raise what can be said."""
+        if not patience.is_spent:
+            patience.wait()
+            return
+        if transaction.transaction in self._unsettled:
+            self._raise_unknown(transaction, patience.error)
+        raise StorageError(
+            f"{self._storage.url!r}: transaction {transaction.transaction.hex()} was not applied, after "
+            f"{patience.losses} numbers lost to other writers and {patience.troubles} failures"
+            f"{f' (the last: {patience.error})' if patience.error else ''}. Nothing was changed; try again."
+        ) from patience.error
+
+    def _raise_unknown(self, transaction: Transaction, cause: Exception | None) -> NoReturn:
+        text = transaction.transaction.hex()
+        raise CommitOutcomeUnknownError(
+            f"{self._storage.url!r}: whether transaction {text} was applied as number "
+            f"{self._unsettled[transaction.transaction]} can't be told: the reply was lost, and the record may be "
+            "there or still arrive. Nothing was cleaned up; retry to find out"
+            f"{f' (the last failure: {cause})' if cause else ''}.",
+            transaction_id=text,
+        ) from cause
+
+    # --- maintenance -------------------------------------------------------------------------------------------
+
+    def write_tombstones(self, keep: int = KEPT_RECORDS) -> int:
+        """Replace records older than the newest `keep` by tombstones; return how many. May be cut off anywhere."""
+        head = self._reader.confirm(self._resolve())
+        written = 0
+        # Downwards, to stop where an earlier run began.
+        for sequence in range(head.sequence - max(keep, 1), -1, -1):
+            if isinstance(self._reader.read(sequence), Tombstone):
+                break
+            self._storage.write(log_name(sequence), encode_tombstone(Tombstone(sequence, head.sequence)))
+            written += 1
+        return written
+
+    def check(self) -> list[str]:
+        found: list[str] = []
+        for examine in (self._log_damage, self._view_damage):
+            try:
+                found += examine()
+            except FormatError as error:
+                found.append(str(error))
+        return list(dict.fromkeys(found))
+
+    def _log_damage(self) -> Iterator[str]:
+        head = self._reader.confirm(self._resolve())
+        yield from iter_log_damage(self._storage, self._reader, head)
+
+    def _view_damage(self) -> Iterator[str]:
+        with self.reading() as view:
+            for _ in view.iter_snapshots():
+                pass
+            for _ in view.iter_sessions():
+                pass
+            yield from find_damage(view)
+
+    def close(self) -> None:
+        """Nothing is held; the storage is the caller's."""
+
+
+def _may_pass(error: Exception) -> bool:
+    """Tell whether trying again may help."""
+    lasting = (FormatError, AccessDeniedError, OutOfSpaceError, UnsafeStorageError, CommitOutcomeUnknownError)
+    return not isinstance(error, lasting)
+
+
+def _exists_error(storage: Storage) -> RepositoryExistsError:
+    return RepositoryExistsError(
+        f"{storage.url!r} already holds a repository. Open it, or choose another location."
+    )

@@ -1,0 +1,177 @@
+"""Finding the newest record of a log, by its dense numbers; the hint `latest` only says where to start.
+
+`LogReader.resolve` goes on from what its caller has seen until a number is absent. A number is never freed (L1), so
+a number that is there stays there, and all below it are there too: from far behind it gallops and bisects. Above:
+`log`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import NamedTuple
+
+from vstore.errors import CorruptionError, FormatError, ObjectNotFoundError, RepositoryNotFoundError
+from vstore.format.log_record import MAX_RECORD_BYTES, LogRecord, Tombstone, decode_log_object
+from vstore.keys.objects import LATEST, log_name
+from vstore.storage.base import Storage
+
+KEPT_RECORDS = 1000
+"""Only records older than the newest so many may be replaced by tombstones."""
+_WALK_STEPS = 8
+"""Records read one by one before looking further ahead: a busy log grows by a few between two looks."""
+
+
+class Head(NamedTuple):
+    """A record with its stored bytes. `is_confirmed` if it was met, or put, under its number, not as the hint."""
+
+    record: LogRecord
+    data: bytes
+    is_confirmed: bool
+
+    @property
+    def sequence(self) -> int:
+        return self.record.sequence
+
+
+class LogReader:
+    """Reads the log in `storage`."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def resolve(self, seen: Head | None) -> Head:
+        """Return the newest record, not older than `seen` (L4)."""
+        head = seen or self._start()
+        steps = 0
+        while True:
+            found = self.read(head.sequence + 1)
+            if found is None:
+                return head
+            head = self._follow(found)
+            steps += 1
+            if steps % _WALK_STEPS == 0:
+                head = self._skip_ahead(head)
+
+    def read(self, sequence: int) -> Head | Tombstone | None:
+        """Return what is stored under a number."""
+        name = log_name(sequence)
+        try:
+            data = self._storage.read_whole(name, MAX_RECORD_BYTES)
+        except ObjectNotFoundError:
+            return None
+        found = self._decode(name, data)
+        if found.sequence != sequence:
+            raise self._damage(name, f"it says that it is number {found.sequence}")
+        return found if isinstance(found, Tombstone) else Head(found, data, True)
+
+    def hint(self) -> Head | None:
+        """Return the record in the hint, or None if it is absent or can't be read: it is never needed."""
+        try:
+            data = self._storage.read_whole(LATEST, MAX_RECORD_BYTES)
+            found = decode_log_object(data)
+        except (ObjectNotFoundError, FormatError):
+            return None
+        return Head(found, data, False) if isinstance(found, LogRecord) else None
+
+    def confirm(self, head: Head) -> Head:
+        """Return `head` as it is in the log, if only the hint has named it so far: the hint is no authority."""
+        if head.is_confirmed:
+            return head
+        found = self.read(head.sequence)
+        if isinstance(found, Head) and found.record.nonce == head.record.nonce:
+            return found
+        if isinstance(found, Tombstone):
+            return self._follow(found)
+        raise self._damage(
+            LATEST,
+            f"it holds record {head.sequence}, which is not in the log; without it the log's own end counts",
+        )
+
+    def is_present(self, sequence: int) -> bool:
+        return self._storage.size(log_name(sequence)) is not None
+
+    def _start(self) -> Head:
+        hint = self.hint()
+        if hint is not None:
+            return hint
+        if not self.is_present(0):
+            raise RepositoryNotFoundError(
+                f"there is no repository at {self._storage.url!r}. Check the location; create() makes a new one."
+            )
+        return self._gallop(0)
+
+    def _skip_ahead(self, head: Head) -> Head:
+        hint = self.hint()
+        if hint is not None and hint.sequence > head.sequence:
+            return hint
+        return self._gallop(head.sequence)
+
+    def _gallop(self, low: int) -> Head:
+        """Return a record near the end, from `low`, which is present: O(log n) requests."""
+        step = 1
+        while self.is_present(low + step):
+            low += step
+            step *= 2
+        high = low + step
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self.is_present(middle):
+                low = middle
+            else:
+                high = middle
+        found = self.read(low)
+        if found is None:
+            raise self._damage(log_name(low), "it was there and is gone")
+        return self._follow(found)
+
+    def _follow(self, found: Head | Tombstone) -> Head:
+        """Return the record that a chain of tombstones leads to; each points forward."""
+        while isinstance(found, Tombstone):
+            target = self.read(found.head)
+            if target is None:
+                raise self._damage(
+                    log_name(found.head), f"the tombstone {found.sequence} points to it; it is missing"
+                )
+            found = target
+        return found
+
+    def _decode(self, name: str, data: bytes) -> LogRecord | Tombstone:
+        try:
+            return decode_log_object(data)
+        except CorruptionError as error:
+            raise self._damage(name, str(error)) from error
+
+    def _damage(self, name: str, finding: str) -> CorruptionError:
+        return CorruptionError(
+            f"{name!r} in {self._storage.url!r} is damaged: {finding}. Check the repository with vstore.ops.fsck, "
+            "and restore the object from a backup."
+        )
+
+
+class Newest:
+    """The newest record that a handle has seen; it only moves forward (L4). Thread-safe."""
+
+    def __init__(self) -> None:
+        self._head: Head | None = None
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+
+    def get(self) -> Head | None:
+        """Return it, or None at first."""
+        return self._head
+
+    def advance(self, head: Head) -> Head:
+        """Take note of `head`; return the newest now."""
+        if self._pid != os.getpid():
+            # Another thread may have held it when this process was forked.
+            self._lock = threading.Lock()
+            self._pid = os.getpid()
+        with self._lock:
+            current = self._head
+            if current is None or (head.sequence, head.is_confirmed) > (
+                current.sequence,
+                current.is_confirmed,
+            ):
+                self._head = current = head
+            return current

@@ -1,0 +1,298 @@
+"""The SQLite catalog: `catalog.sqlite` in a local directory, the default there.
+
+Every update is one `BEGIN IMMEDIATE` with the same preconditions and the same look-up of the transaction id as in the
+log catalog; every view is one short read transaction. `rows` says what is kept and how damage is noticed, `view`
+reads it, `pool` and `connection` know SQLite. The schema is made by the steps in `vstore.migrations`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterator
+
+from vstore.catalog.base import (
+    Applied,
+    Identity,
+    Outcome,
+    Refused,
+    Transaction,
+    check_preconditions,
+    check_transaction,
+)
+from vstore.catalog.sqlite.connection import Access, Connection, create_file, damage, migrate
+from vstore.catalog.sqlite.pool import Pool
+from vstore.catalog.sqlite.rows import (
+    INDEX,
+    Head,
+    index_crc,
+    table_of,
+    write_head,
+    write_log_row,
+    write_state,
+)
+from vstore.catalog.sqlite.view import SqliteView, Verified
+from vstore.catalog.state import Edit, Plan, Space, encode_entry, find_damage, plan
+from vstore.errors import (
+    AccessDeniedError,
+    CommitOutcomeUnknownError,
+    FormatError,
+    InvalidInputError,
+    OutOfSpaceError,
+    RepositoryExistsError,
+    StorageError,
+    UnsafeStorageError,
+    VStoreError,
+)
+from vstore.format.record import SnapshotEntry
+from vstore.ids import new_nonce
+from vstore.keys.objects import SQLITE_FILE
+from vstore.storage.files import storage_error, sync_directory
+from vstore.storage.mounts import is_local_filesystem
+
+__all__ = ["SqliteCatalog"]
+
+
+class SqliteCatalog:
+    """A `Catalog` in `directory`, an absolute path. Works after `os.fork`, unless a view was open then."""
+
+    def __init__(self, directory: str, *, can_lock: Callable[[str], bool] = is_local_filesystem) -> None:
+        self.directory = os.path.realpath(directory)
+        self._path = os.path.join(self.directory, SQLITE_FILE)
+        self._pool = Pool(self._path, lambda: can_lock(os.path.dirname(self._path)))
+        self._verified = Verified()
+        self._identity: Identity | None = None
+
+    def __repr__(self) -> str:
+        return f"SqliteCatalog({self.directory!r})"
+
+    def __reduce__(self) -> tuple[type[SqliteCatalog], tuple[str]]:
+        # What was verified here, and whether locks work, is for the other process to find out.
+        return SqliteCatalog, (self.directory,)
+
+    @classmethod
+    def exists(cls, directory: str) -> bool:
+        """Tell whether there is a catalog in `directory`, whole or damaged."""
+        return os.path.lexists(os.path.join(directory, SQLITE_FILE))
+
+    @classmethod
+    def open(cls, directory: str) -> SqliteCatalog:
+        """Open the catalog in `directory`."""
+        catalog = cls(directory)
+        with catalog.reading():
+            return catalog
+
+    @classmethod
+    def create(cls, directory: str, identity: Identity, first: Transaction) -> SqliteCatalog:
+        """Make a catalog whose operation 0 is `first`; of racing creators one succeeds.
+
+        Raises `RepositoryExistsError` if there is one. A crash leaves either all of it under its name, or none
+        and files called `catalog.sqlite.new-*`, which may be deleted.
+        """
+        check_transaction(first)
+        catalog = cls(directory)
+        if cls.exists(directory):
+            raise _exists_error(catalog.directory)
+        if not catalog._pool.can_lock():
+            catalog.check_writable()
+        temporary = f"{catalog._path}.new-{new_nonce().hex()}"
+        try:
+            _build(temporary, identity, first)
+            _publish(temporary, catalog._path)
+        finally:
+            for suffix in ("", "-wal", "-shm"):
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary + suffix)
+        return catalog
+
+    @property
+    def identity(self) -> Identity:
+        if self._identity is None:
+            with self.reading():
+                pass
+        assert self._identity is not None
+        return self._identity
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[SqliteView]:
+        with self._pool.lend() as connection:
+            view = self._begin(connection, "BEGIN")
+            try:
+                yield view
+            finally:
+                view.end()
+
+    def _begin(self, connection: Connection, statement: str) -> SqliteView:
+        connection.rows(statement)
+        view = SqliteView(connection, self._verified)
+        self._identity = view.identity
+        return view
+
+    def check_writable(self) -> None:
+        if self._pool.access is Access.WRITE:
+            return
+        if not self._pool.can_lock():
+            raise UnsafeStorageError(
+                f"{self._path!r} can't be written: its folder is not on a file system known to be local, and "
+                "SQLite's locks can't be trusted on others, so that commits could be lost. Write on the machine that "
+                "has the disk, or to a copy on a local disk."
+            )
+        raise AccessDeniedError(
+            f"{self._path!r} can only be read: this process may not write to the file or to its folder. Check "
+            "their permissions, and whether the disk is mounted read-only; then open the repository again."
+        )
+
+    def update(self, transaction: Transaction) -> Outcome:
+        check_transaction(transaction)
+        self.check_writable()
+        with self._pool.lend() as connection:
+            view = self._begin(connection, "BEGIN IMMEDIATE")
+            try:
+                done = view.find_transaction(transaction.transaction, transaction.since)
+                if done is not None:
+                    return Applied(done)
+                refusals = check_preconditions(view, transaction)
+                if refusals:
+                    return Refused(refusals, view.sequence, view.epoch)
+                planned = plan(view, transaction, view.sequence + 1)
+                after = apply_plan(connection, view.head, planned)
+            finally:
+                view.end()
+            if not _commit(connection):
+                return self._find_outcome(transaction)
+            self._verified.follow(view.head, after)
+            return Applied(planned.operation)
+
+    def _find_outcome(self, transaction: Transaction) -> Outcome:
+        """Look up, on another connection, whether a commit whose COMMIT failed is in the catalog."""
+        with contextlib.suppress(StorageError), self.reading() as view:
+            done = view.find_transaction(transaction.transaction, transaction.since)
+            if done is not None:
+                return Applied(done)
+        # Not there now; but frames that reached the disk may come back when the write-ahead log is next recovered.
+        text = transaction.transaction.hex()
+        raise CommitOutcomeUnknownError(
+            f"{self._path!r}: the disk failed while transaction {text} was being committed, so it may or may not "
+            "be there when the catalog is next opened. Check the disk, open the repository again, and retry.",
+            transaction_id=text,
+        )
+
+    def check(self) -> list[str]:
+        found: list[str] = []
+        with self._pool.lend() as connection:
+            for examine in (_sqlite_damage, self._view_damage):
+                try:
+                    found += examine(connection)
+                except FormatError as error:
+                    found.append(str(error))
+        return found
+
+    def _view_damage(self, connection: Connection) -> Iterator[str]:
+        view = self._begin(connection, "BEGIN")
+        view.verify()
+        yield from find_damage(view)
+
+    def close(self) -> None:
+        self._pool.close()
+
+
+def apply_plan(connection: Connection, head: Head, planned: Plan) -> Head:
+    """Write what `planned` says within the open transaction, and return the new head."""
+    # One entry goes into the operation's own row: a row less in each commit. More have rows of their own.
+    single: SnapshotEntry | None = planned.entries[0] if len(planned.entries) == 1 else None
+    edits = list(planned.edits)
+    if single is None:
+        edits += [Edit(Space.SNAPSHOT, entry.id, encode_entry(entry)) for entry in planned.entries]
+    else:
+        head = head.with_tally(INDEX, head.tally(INDEX).plus(index_crc(single.id)))
+    write_log_row(connection, planned.operation, single)
+    for edit in edits:
+        head = _apply_edit(connection, head, edit)
+    head = Head(planned.operation.sequence, planned.epoch, head.identity, head.tallies)
+    write_head(connection, head)
+    return head
+
+
+def _apply_edit(connection: Connection, head: Head, edit: Edit) -> Head:
+    tally = head.tally(edit.space)
+    table = table_of(edit.space)
+    rows = connection.rows(f"SELECT crc FROM {table} WHERE space = ? AND key = ?", edit.space, edit.key)
+    if rows:
+        tally = tally.minus(rows[0][0])
+    if edit.value is not None:
+        tally = tally.plus(write_state(connection, edit.space, edit.key, edit.value))
+    elif rows:
+        connection.rows(f"DELETE FROM {table} WHERE space = ? AND key = ?", edit.space, edit.key)
+    return head.with_tally(edit.space, tally)
+
+
+def _commit(connection: Connection) -> bool:
+    """Commit; return False where only looking again can tell whether that worked."""
+    try:
+        connection.rows("COMMIT")
+    except OutOfSpaceError:
+        # The last frame, which would make the transaction valid, was not written.
+        raise
+    except StorageError:
+        return False
+    return True
+
+
+def _sqlite_damage(connection: Connection) -> Iterator[str]:
+    for (line,) in connection.rows("PRAGMA integrity_check(100)"):
+        text = bytes(line).decode(errors="replace")
+        if text != "ok":
+            yield str(damage(connection.path, f"SQLite's integrity check says: {text}"))
+
+
+# --- creating --------------------------------------------------------------------------------------------------
+
+
+def _build(path: str, identity: Identity, first: Transaction) -> None:
+    """Make a complete catalog at `path`, durable and without a write-ahead log."""
+    connection = create_file(path)
+    try:
+        migrate(connection)
+        connection.rows("BEGIN IMMEDIATE")
+        write_head(connection, Head(-1, 0, identity, {}))
+        view = SqliteView(connection, Verified())
+        refusals = check_preconditions(view, first)
+        if refusals:
+            raise InvalidInputError(
+                f"the first transaction of a repository expects what is not there: {refusals}"
+            )
+        apply_plan(connection, view.head, plan(view, first, 0))
+        connection.rows("COMMIT")
+    finally:
+        # The last connection's close makes the checkpoint, which syncs the file.
+        connection.close()
+    if os.path.exists(f"{path}-wal"):
+        raise StorageError(
+            f"{path!r} could not be completed: its write-ahead log could not be removed. Try again."
+        )
+
+
+def _publish(temporary: str, path: str) -> None:
+    """Give the file its name, unless there is one already; durable when it returns."""
+    folder = os.path.dirname(path)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise _exists_error(folder) from None
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise UnsafeStorageError(
+                f"{path!r} can't be created: its file system does not allow hard links. Use one that does."
+            ) from error
+        raise storage_error(error, "create", path) from error
+    try:
+        sync_directory(folder)
+    except OSError as error:
+        raise storage_error(error, "sync the folder", folder) from error
+
+
+def _exists_error(directory: str) -> VStoreError:
+    return RepositoryExistsError(
+        f"{directory!r} already holds a repository. Open it, or choose another directory."
+    )

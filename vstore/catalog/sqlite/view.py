@@ -1,0 +1,261 @@
+"""A view of `catalog.sqlite` within one read transaction, which checks all that it returns.
+
+A found row is right if its checksum is. Before something is said to be absent, or listed, the table or index that
+would hold it is read whole and compared with the head's tallies, once per state of it (`Verified` remembers).
+Neighbours: `rows` says what is in them.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+
+from vstore.catalog.sqlite.connection import Connection, damage
+from vstore.catalog.sqlite.rows import (
+    HEAD_SPACE,
+    INDEX,
+    SNAPSHOTS_TABLE,
+    STATE_TABLE,
+    Head,
+    LogRow,
+    Tally,
+    check_log_row,
+    check_state_row,
+    decode_log_row,
+    index_crc,
+    read_head,
+    table_of,
+)
+from vstore.catalog.state import Space, StateView
+from vstore.errors import CorruptionError, InternalError
+from vstore.format.record import Operation, SnapshotEntry
+from vstore.format.refs import BlobRef
+from vstore.ids import SnapshotId, TransactionId
+
+_ROWS_AT_ONCE = 128
+_BEYOND = b"\xff" * 64
+"""Greater than any key."""
+_INDEX_NAME = "log_snapshot"
+_LOG_COLUMNS = "SELECT sequence, txid, snapshot, body, crc FROM log"
+
+
+class Verified:
+    """Which tables and indexes were found whole, and in which state. Shared by the views of a handle."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, dict[int, Tally]] = {}
+
+    def holds(self, head: Head, table: str) -> bool:
+        return self._found.get(table) == _tallies(head, table)
+
+    def note(self, head: Head, table: str) -> None:
+        self._found[table] = _tallies(head, table)
+
+    def follow(self, before: Head, after: Head) -> None:
+        """Carry over what was verified in `before` to the state that an own update made of it."""
+        for table in (STATE_TABLE, SNAPSHOTS_TABLE, _INDEX_NAME):
+            if self.holds(before, table):
+                self.note(after, table)
+
+
+def _tallies(head: Head, table: str) -> dict[int, Tally]:
+    return {INDEX: head.tally(INDEX)} if table == _INDEX_NAME else head.tallies_of(table)
+
+
+class SqliteView(StateView):
+    """The state that `connection`'s transaction sees."""
+
+    def __init__(self, connection: Connection, verified: Verified) -> None:
+        self._open_connection: Connection | None = connection
+        self._path = connection.path
+        self._verified = verified
+        self.head = read_head(connection)
+        self.sequence = self.head.sequence
+        self.epoch = self.head.epoch
+        self.identity = self.head.identity
+
+    def end(self) -> None:
+        """Refuse all further use."""
+        self._open_connection = None
+
+    @property
+    def _connection(self) -> Connection:
+        if self._open_connection is None:
+            raise InternalError(
+                "a catalog's view was used after its `with` block; take what is needed inside it"
+            )
+        return self._open_connection
+
+    # State
+
+    def _get(self, space: Space, key: bytes) -> bytes | None:
+        if not self.head.tally(space).rows:
+            return None
+        table = table_of(space)
+        rows = self._connection.rows(
+            f"SELECT value, crc FROM {table} WHERE space = ? AND key = ?", space, key
+        )
+        if rows:
+            return check_state_row(self._path, space, key, *rows[0])
+        self._verify_table(table)
+        return None
+
+    def _scan(
+        self, space: Space, start: bytes = b"", stop: bytes | None = None
+    ) -> Iterator[tuple[bytes, bytes]]:
+        if not self.head.tally(space).rows:
+            return
+        self._verify_table(table_of(space))
+        rows = self._connection.rows(
+            f"SELECT key, value, crc FROM {table_of(space)} WHERE space = ? AND key >= ? AND key < ? ORDER BY key",
+            space,
+            start,
+            _BEYOND if stop is None else stop,
+        )
+        if start == b"" and stop is None and len(rows) != self.head.tally(space).rows:
+            raise self._table_damage(table_of(space))
+        for key, value, crc in rows:
+            yield key, check_state_row(self._path, space, key, value, crc)
+
+    def _verify_table(self, table: str) -> None:
+        if not self._verified.holds(self.head, table):
+            self._load_table(table)
+
+    def _load_table(self, table: str) -> None:
+        """Read a whole table, in the order of its tree: a wrong key anywhere in it may misguide a search."""
+        tallies: dict[int, Tally] = {}
+        last: tuple[int, bytes] | None = None
+        for space, key, value, crc in self._connection.rows(f"SELECT space, key, value, crc FROM {table}"):
+            if type(space) is not int or not 0 <= space < 256:
+                raise self._table_damage(table)
+            check_state_row(self._path, space, key, value, crc)
+            if last is not None and (space, key) <= last:
+                raise self._table_damage(table)
+            last = (space, key)
+            if space != HEAD_SPACE:
+                tallies[space] = tallies.get(space, Tally()).plus(crc)
+        if tallies != self.head.tallies_of(table):
+            raise self._table_damage(table)
+        self._verified.note(self.head, table)
+
+    def _table_damage(self, table: str) -> CorruptionError:
+        return damage(
+            self._path, f"table {table!r} does not hold the rows that the head says, in their order"
+        )
+
+    # Snapshots: those that came alone are in the log, the others in a table of their own.
+
+    def snapshot(self, snapshot: SnapshotId) -> SnapshotEntry | None:
+        row = self._log_row_of(snapshot)
+        if row is None:
+            entry = super().snapshot(snapshot)
+            if entry is None:
+                self._verify_index()
+            return entry
+        entry = decode_log_row(self._path, row)[1]
+        if entry is None or entry.id != snapshot:
+            raise damage(
+                self._path, f"table 'log', row {row.sequence} does not hold snapshot {snapshot.hex()}"
+            )
+        return entry
+
+    def seems_retained(self, snapshot: SnapshotId) -> bool:
+        rows = self._connection.rows(
+            "SELECT 1 FROM log WHERE snapshot = ?1 UNION ALL SELECT 1 FROM snapshots WHERE space = ?2 AND key = ?1",
+            snapshot,
+            Space.SNAPSHOT,
+        )
+        return bool(rows)
+
+    def _log_row_of(self, snapshot: SnapshotId) -> LogRow | None:
+        rows = self._connection.rows(f"{_LOG_COLUMNS} WHERE snapshot = ?", snapshot)
+        return check_log_row(self._path, *rows[0]) if rows else None
+
+    def _snapshot_ids(self, start: bytes, stop: bytes | None, limit: int) -> Iterator[SnapshotId]:
+        self._verify_index()
+        rows = self._connection.rows(
+            "SELECT snapshot FROM log WHERE snapshot >= ? AND snapshot < ? ORDER BY snapshot LIMIT ?",
+            start,
+            _BEYOND if stop is None else stop,
+            limit,
+        )
+        return heapq.merge((SnapshotId(row[0]) for row in rows), super()._snapshot_ids(start, stop, limit))
+
+    def iter_snapshots(self) -> Iterator[SnapshotEntry]:
+        tally = Tally()
+        for row in self.iter_log():
+            if row.snapshot is not None:
+                tally = tally.plus(index_crc(row.snapshot))
+                entry = decode_log_row(self._path, row)[1]
+                if entry is not None:
+                    yield entry
+        self._check_snapshots(tally, "table 'log'")
+        yield from super().iter_snapshots()
+
+    def _verify_index(self) -> None:
+        if not self._verified.holds(self.head, _INDEX_NAME):
+            self._load_index()
+
+    def _load_index(self) -> None:
+        rows = self._connection.rows(
+            f"SELECT snapshot FROM log INDEXED BY {_INDEX_NAME} WHERE snapshot IS NOT NULL ORDER BY snapshot"
+        )
+        tally = Tally()
+        last = b""
+        for (snapshot,) in rows:
+            if not isinstance(snapshot, bytes) or snapshot <= last:
+                raise damage(self._path, f"index {_INDEX_NAME!r} is out of order")
+            tally = tally.plus(index_crc(snapshot))
+            last = snapshot
+        self._check_snapshots(tally, f"index {_INDEX_NAME!r}")
+        self._verified.note(self.head, _INDEX_NAME)
+
+    def _check_snapshots(self, found: Tally, what: str) -> None:
+        expected = self.head.tally(INDEX)
+        if found != expected:
+            raise damage(
+                self._path,
+                f"{what} holds {found.rows} snapshots that are not the {expected.rows} that the head says",
+            )
+
+    def verify(self) -> None:
+        """Read everything, and raise `CorruptionError` at the first damage."""
+        self._load_table(STATE_TABLE)
+        self._load_table(SNAPSHOTS_TABLE)
+        self._load_index()
+        for _ in self.iter_snapshots():
+            pass
+        ((count,),) = self._connection.rows("SELECT count(*) FROM log")
+        if count != self.sequence + 1:
+            raise damage(self._path, f"table 'log' holds {count} rows where {self.sequence + 1} belong")
+
+    # Operations
+
+    def iter_operations(self, before: int | None = None) -> Iterator[Operation]:
+        for row in self.iter_log(before=before):
+            yield decode_log_row(self._path, row)[0]
+
+    def find_transaction(self, transaction: TransactionId, since: int) -> Operation | None:
+        for row in self.iter_log(since + 1):
+            if row.transaction == transaction:
+                return decode_log_row(self._path, row)[0]
+        return None
+
+    def iter_log(self, oldest: int = 0, before: int | None = None) -> Iterator[LogRow]:
+        """Yield the log's rows below `before` down to `oldest`, newest first; numbers are dense."""
+        expected = self.sequence if before is None else min(self.sequence, before - 1)
+        while expected >= oldest:
+            rows = self._connection.rows(
+                f"{_LOG_COLUMNS} WHERE sequence BETWEEN ? AND ? ORDER BY sequence DESC LIMIT ?",
+                oldest,
+                expected,
+                _ROWS_AT_ONCE,
+            )
+            for fields in rows or [(None,)]:
+                if fields[0] != expected:
+                    raise damage(self._path, f"table 'log', row {expected} is missing")
+                yield check_log_row(self._path, *fields)
+                expected -= 1
+
+    def iter_pages(self) -> Iterator[BlobRef]:
+        return iter(())
