@@ -1,0 +1,183 @@
+"""The blob writer: slots, buffering, sharing, full packs, failures."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vstore.blobs.reader import BlobReader
+from vstore.blobs.writer import BlobWriter
+from vstore.errors import OutcomeUnknownError, OutOfSpaceError, SessionStateError
+from vstore.format.envelope import BlobKind
+from vstore.format.refs import BlobRef
+from vstore.ids import blake3_digest
+from vstore.storage.base import PackPolicy
+from vstore.storage.local import LocalStorage
+from vstore.testing.faults import Fault, FaultPlan, FaultyStorage
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> LocalStorage:
+    return LocalStorage(os.fspath(tmp_path))
+
+
+def put(writer: BlobWriter, data: bytes) -> int:
+    return writer.put(data, blake3_digest(data))
+
+
+def commit(writer: BlobWriter) -> BlobRef:
+    writer.flush()
+    batch = writer.begin_metadata()
+    ref = batch.add(BlobKind.SNAPSHOT, b"snapshot")
+    writer.finish(batch)
+    return ref
+
+
+def read_back(writer: BlobWriter, storage: LocalStorage, slot: int, data: bytes) -> bytes:
+    packs, offsets = writer.locate(np.array([slot], dtype=np.uint64))
+    ref = BlobRef(blake3_digest(data), writer.pack_ids[int(packs[0])], int(offsets[0]), len(data))
+    return bytes(BlobReader(storage).whole(ref, "a blob"))
+
+
+def test_a_small_commit_is_one_pack(storage: LocalStorage) -> None:
+    writer = BlobWriter(storage)
+    data = [bytes([n]) * 1000 for n in range(50)]
+    slots = [put(writer, blob) for blob in data]
+    commit(writer)
+    assert len(list(storage.list("packs/"))) == 1
+    assert [read_back(writer, storage, slot, blob) for slot, blob in zip(slots, data, strict=True)] == data
+
+
+def test_equal_bytes_share_a_slot(storage: LocalStorage) -> None:
+    writer = BlobWriter(storage)
+    assert put(writer, b"x" * 600) == put(writer, b"x" * 600)
+    large = os.urandom(100_000)
+    assert put(writer, large) == put(writer, bytes(large))
+
+
+def test_a_blob_that_is_released_while_it_waits_is_never_written(storage: LocalStorage) -> None:
+    writer = BlobWriter(storage)
+    gone, kept = os.urandom(5000), os.urandom(5000)
+    writer.release(put(writer, gone))
+    put(writer, kept)
+    commit(writer)
+    (info,) = storage.list("packs/")
+    stored = bytes(storage.read(info.name, 0, info.size))
+    assert kept in stored
+    assert gone not in stored
+
+
+def test_a_shared_blob_outlives_one_of_its_keys(storage: LocalStorage) -> None:
+    writer = BlobWriter(storage)
+    slot = put(writer, b"y" * 700)
+    put(writer, b"y" * 700)
+    writer.release(slot)
+    assert writer.read(slot, 700) == b"y" * 700
+
+
+def test_blobs_read_back_in_every_place(storage: LocalStorage) -> None:
+    storage.pack_policy = PackPolicy(target_bytes=60_000, buffer_bytes=9_000, direct_bytes=20_000)
+    writer = BlobWriter(storage)
+    data = [os.urandom(size) for size in [600, 25_000, 3_000, 70_000] * 8]
+    slots = []
+    for blob in data:
+        slots.append(put(writer, blob))
+        for slot, known in zip(slots, data, strict=False):
+            assert writer.read(slot, len(known)) == known
+    commit(writer)
+    assert len(list(storage.list("packs/"))) > 3
+    assert [read_back(writer, storage, slot, blob) for slot, blob in zip(slots, data, strict=True)] == data
+
+
+def test_a_full_pack_is_announced_once_before_it_is_sealed(storage: LocalStorage) -> None:
+    storage.pack_policy = PackPolicy(target_bytes=10_000, buffer_bytes=1, direct_bytes=1)
+    seen: list[int] = []
+    writer = BlobWriter(storage, lambda: seen.append(len(list(storage.list("packs/")))))
+    for _ in range(5):
+        put(writer, os.urandom(12_000))
+        writer.flush()
+    assert seen == [0]
+
+
+def test_puts_wait_while_metadata_is_placed(storage: LocalStorage) -> None:
+    writer = BlobWriter(storage)
+    batch = writer.begin_metadata()
+    first = batch.add(BlobKind.PAGE, b"one" * 50)
+    data = os.urandom(100_000)
+    other = threading.Thread(target=put, args=(writer, data))
+    other.start()
+    other.join(0.2)
+    assert other.is_alive()
+    second = batch.add(BlobKind.SNAPSHOT, b"two" * 50)
+    writer.finish(batch)
+    other.join(10)
+    reader = BlobReader(storage)
+    assert reader.whole(first, "the first") == b"one" * 50
+    assert reader.whole(second, "the second") == b"two" * 50
+    commit(writer)
+
+
+@pytest.mark.parametrize("fault", [Fault.NOT_APPLIED, Fault.APPLIED])
+def test_a_seal_in_doubt_moves_the_blobs_to_another_pack(storage: LocalStorage, fault: Fault) -> None:
+    plan = FaultPlan()
+    faulty = FaultyStorage(storage, plan)
+    writer = BlobWriter(faulty)
+    data = os.urandom(50_000)
+    slot = put(writer, data)
+    writer.flush()
+    batch = writer.begin_metadata()
+    batch.add(BlobKind.SNAPSHOT, b"snapshot")
+    # A seal writes the header, the metadata and the footer, then seals.
+    plan.inject(len(plan.requests) + 3, fault)
+    with pytest.raises(OutcomeUnknownError if fault is Fault.APPLIED else Exception):
+        writer.finish(batch)
+    assert plan.requests[-1].method == "seal"
+    doubtful = batch.pack.pack
+    commit(writer)
+    packs, _ = writer.locate(np.array([slot], dtype=np.uint64))
+    assert writer.pack_ids[int(packs[0])] != doubtful
+    assert read_back(writer, storage, slot, data) == data
+
+
+def test_a_failed_direct_write_is_shared_with_nobody(storage: LocalStorage) -> None:
+    plan = FaultPlan()
+    writer = BlobWriter(FaultyStorage(storage, plan))
+    data = os.urandom(100_000)
+    put(writer, b"z" * 70_000)
+    plan.inject(len(plan.requests), Fault.NOT_APPLIED)
+    with pytest.raises(Exception, match="."):
+        put(writer, data)
+    slot = put(writer, data)
+    commit(writer)
+    assert read_back(writer, storage, slot, data) == data
+
+
+def test_blobs_wait_again_after_a_full_disk(storage: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = BlobWriter(storage)
+    slot = put(writer, b"w" * 3000)
+    pack = writer.begin_metadata()
+    writer.drop_metadata(pack)
+
+    def full(offset: int, buffers: object) -> None:
+        raise OutOfSpaceError("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pack.pack.sink, "write", full)
+        with pytest.raises(OutOfSpaceError):
+            writer.flush()
+    assert writer.read(slot, 3000) == b"w" * 3000
+    commit(writer)
+    assert read_back(writer, storage, slot, b"w" * 3000) == b"w" * 3000
+
+
+def test_nothing_is_put_after_closing(storage: LocalStorage) -> None:
+    writer = BlobWriter(storage)
+    put(writer, os.urandom(70_000))
+    writer.close()
+    assert list(storage.list("staging/")) == []
+    with pytest.raises(SessionStateError):
+        put(writer, b"more")
