@@ -1,0 +1,81 @@
+"""What an open repository works with: its storage, catalog, reader of virtual chunks, clock and settings.
+
+One `Handle` is shared by a repository object and its sessions. It also answers the question that a blob reader asks
+when a pack is gone: the catalog may say that compact moved its blobs.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+
+from vstore.blobs.reader import BlobReader
+from vstore.blobs.virtual import VirtualReader
+from vstore.catalog.base import ABSENT, STATUS, Absent, Catalog, CatalogView, ValueIs
+from vstore.clock import SYSTEM_CLOCK, Clock
+from vstore.config import RepositoryConfig
+from vstore.errors import MissingBlobError, ReadOnlyError, SnapshotExpiredError
+from vstore.format.record import PackMark, SnapshotEntry
+from vstore.format.refs import BlobRef
+from vstore.ids import PackId, SnapshotId
+from vstore.storage.base import Storage
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """The parts of an open repository."""
+
+    storage: Storage
+    catalog: Catalog
+    virtual: VirtualReader
+    config: RepositoryConfig
+    author: str
+    clock: Clock = SYSTEM_CLOCK
+
+    def blobs_for(self, snapshot: SnapshotId | None) -> BlobReader:
+        """Return a reader for what `snapshot` holds, which can say whether that has expired."""
+
+        def recover(ref: BlobRef, what: str) -> PackId:
+            return self._find_moved(ref, what, snapshot)
+
+        return BlobReader(self.storage, recover)
+
+    def _find_moved(self, ref: BlobRef, what: str, snapshot: SnapshotId | None) -> PackId:
+        with self.catalog.reading() as view:
+            if snapshot is not None and view.snapshot(snapshot) is None:
+                raise SnapshotExpiredError(
+                    f"{what} can't be read: snapshot {snapshot.hex()} has expired and its data was deleted. "
+                    "Open a session on a newer snapshot."
+                )
+            for state in view.pack_states(frozenset({ref.pack})):
+                if state.mark == PackMark.RELOCATED and state.target is not None:
+                    return state.target
+        raise MissingBlobError(
+            f"{what} is missing: pack {ref.pack.hex()} in {self.storage.url} should hold blob {ref.digest.hex()} "
+            f"({ref.length} bytes at {ref.offset}), but there is no such pack. "
+            "vstore.ops.fsck names all that is damaged; restore the pack from a copy of the repository."
+        )
+
+    def open_snapshot(self, entry: SnapshotEntry) -> BlobReader:
+        """Return a reader for a snapshot, with its commit's metadata fetched ahead where that saves requests."""
+        blobs = self.blobs_for(entry.id)
+        blobs.prefetch(entry.ref.pack, entry.stretch_offset, entry.stretch_length)
+        return blobs
+
+    def with_config(self, config: RepositoryConfig) -> Handle:
+        return replace(self, config=config)
+
+
+def require_online(view: CatalogView) -> ValueIs:
+    """Raise `ReadOnlyError` if the repository was set read-only; else return the precondition that it stays online."""
+    status = view.value(STATUS)
+    if status is not None:
+        fields = json.loads(status)
+        if fields.get("availability") == "read_only":
+            reason = fields.get("reason")
+            raise ReadOnlyError(
+                "this repository was set read-only" + (f" ({reason})" if reason else "") + ". "
+                "repo.set_status('online') makes it writable again."
+            )
+    expected: bytes | Absent = ABSENT if status is None else status
+    return ValueIs(STATUS, expected)

@@ -1,0 +1,342 @@
+"""One array in a worktree: which chunk ref each index has, seen through the session's edits.
+
+An edit goes into a `PendingTile`; what is not there shows the base snapshot's tile, unless the session hid it: by
+deleting and recreating the array (`cleared`), or by shrinking it (`limit`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable, Iterator
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from vstore.blobs.cache import CACHE
+from vstore.blobs.reader import BlobReader
+from vstore.blobs.virtual import VirtualRange
+from vstore.changes.documents import ArraySpec
+from vstore.changes.layering import ResolvedTile, merge_manifests
+from vstore.changes.pending import PendingKind, PendingRef, PendingTile
+from vstore.changes.tiling import join_indices, split_index, tile_is_inside
+from vstore.format.manifest import Checksum, ChunkKind, Manifest, decode_manifest
+from vstore.format.node import Layer, TilePointer, Tiles, decode_pointer, tile_key, tile_of
+from vstore.format.page import Totals
+from vstore.format.refs import BlobRef
+from vstore.ids import Digest, NodeId, PackId
+from vstore.tree import get as tree_get
+from vstore.tree import iter_entries
+from vstore.worktree.contents import ChunkSource, OwnBlob, StoredChunk
+
+K = TypeVar("K", bound=Hashable)
+
+
+class Numbering(Generic[K]):
+    """Small numbers for names that many pending refs share."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[K, int] = {}
+        self.names: list[K] = []
+
+    def number(self, name: K) -> int:
+        """Return the number of `name`, a new one if need be."""
+        number = self._numbers.get(name)
+        if number is None:
+            number = self._numbers[name] = len(self.names)
+            self.names.append(name)
+        return number
+
+
+class Dictionaries:
+    """What pending refs name by number: packs of other sessions, locations and checksums of virtual chunks."""
+
+    def __init__(self) -> None:
+        self.packs: Numbering[PackId] = Numbering()
+        self.locations: Numbering[str] = Numbering()
+        self.checksums: Numbering[Checksum] = Numbering()
+
+    def checksum_number(self, checksum: Checksum | None) -> int:
+        """Return 0 for no checksum, else 1 and up."""
+        return 0 if checksum is None else 1 + self.checksums.number(checksum)
+
+    def checksum(self, number: int) -> Checksum | None:
+        return self.checksums.names[number - 1] if number else None
+
+
+class PendingChunk(NamedTuple):
+    """What the edits say of a chunk: where it is (None: deleted), or that what the base holds there shows."""
+
+    source: ChunkSource | None
+    shows_base: bool
+
+
+class VisibleTile(NamedTuple):
+    """The refs of one tile as they read now: positions u16[n], increasing, and their lengths u64[n]."""
+
+    tile: tuple[int, ...]
+    positions: npt.NDArray[np.uint16]
+    lengths: npt.NDArray[np.uint64]
+
+
+class ArrayState:
+    """An array node and its chunk refs. `lock`, the worktree's, covers all edits.
+
+    `spec` is what its document says now; `base` the tiles of the base snapshot that it continues (None: none);
+    `limit` the smallest grid since then, outside which the base does not show through.
+    """
+
+    def __init__(
+        self,
+        reader: BlobReader,
+        node_id: NodeId,
+        spec: ArraySpec,
+        extents: tuple[int, ...],
+        base: Tiles | None,
+        lock: threading.RLock,
+    ) -> None:
+        self._reader = reader
+        self._lock = lock
+        self.node_id = node_id
+        self.spec = spec
+        self.extents = extents
+        self.base = base
+        self.cleared = False
+        self.limit: tuple[int, ...] | None = None
+        self.pending: dict[bytes, PendingTile] = {}
+
+    # --- single chunks ---------------------------------------------------------------------------------------
+
+    def locate(self, index: tuple[int, ...]) -> tuple[bytes, int]:
+        """Return the key of a chunk's tile, and its position in it."""
+        tile, position = split_index(index, self.extents)
+        return tile_key(tile), position
+
+    def find_pending(self, index: tuple[int, ...], dictionaries: Dictionaries) -> PendingChunk:
+        """Return what the session's edits say of a chunk."""
+        key, position = self.locate(index)
+        pending = self.pending.get(key)
+        ref = None if pending is None else pending.get(position)
+        if pending is not None and ref is not None and ref.kind != PendingKind.UNCHANGED:
+            return PendingChunk(_pending_source(pending, ref, dictionaries), False)
+        return PendingChunk(None, ref is not None or self._base_shows(index))
+
+    def find(self, index: tuple[int, ...], dictionaries: Dictionaries) -> ChunkSource | None:
+        """Return where a chunk's bytes are, or None if there are none."""
+        pending = self.find_pending(index, dictionaries)
+        return self.find_base(*self.locate(index)) if pending.shows_base else pending.source
+
+    def _base_shows(self, index: tuple[int, ...]) -> bool:
+        """Tell whether the base's chunk at `index` shows where the session wrote nothing."""
+        if self.base is None or self.cleared:
+            return False
+        return self.limit is None or all(i < bound for i, bound in zip(index, self.limit, strict=True))
+
+    def find_base(self, key: bytes, position: int) -> ChunkSource | None:
+        """Return what the base snapshot holds, hidden or not."""
+        tile = self.base_tile(key)
+        row = None if tile is None else tile.find(position)
+        return None if tile is None or row is None else _base_source(tile, row)
+
+    # --- tiles -----------------------------------------------------------------------------------------------
+
+    def base_pointer(self, key: bytes) -> TilePointer | None:
+        """Return the base's pointer of a tile."""
+        if self.base is None:
+            return None
+        if self.base.root is None:
+            return self.base.few.get(key)
+        entry = tree_get(self._reader, self.base.root, key)
+        return None if entry is None else decode_pointer(entry.value)
+
+    def base_tile(self, key: bytes) -> ResolvedTile | None:
+        """Return the base's merged tile."""
+        pointer = self.base_pointer(key)
+        return None if pointer is None else resolve_tile(self._reader, pointer)
+
+    def base_tile_is_cached(self, key: bytes) -> bool:
+        """Tell whether `base_tile` would need no manifest from storage."""
+        pointer = self.base_pointer(key)
+        return pointer is None or tile_is_cached(pointer)
+
+    def iter_base_pointers(self) -> Iterator[tuple[bytes, TilePointer]]:
+        """Yield all of the base's tiles, hidden or not, in the order of their keys."""
+        if self.base is None:
+            return
+        if self.base.root is None:
+            yield from sorted(self.base.few.items())
+            return
+        for entry in iter_entries(self._reader, self.base.root):
+            yield entry.key, decode_pointer(entry.value)
+
+    def iter_visible(self) -> Iterator[VisibleTile]:
+        """Yield what every tile shows now; tiles that show nothing are left out."""
+        with self._lock:
+            pending, cleared = dict(self.pending), self.cleared
+        if not cleared:
+            for key, pointer in self.iter_base_pointers():
+                yield from self._visible(key, pending.pop(key, None), pointer)
+        for key, tile in sorted(pending.items()):
+            yield from self._visible(key, tile, self.base_pointer(key))
+
+    def _visible(
+        self, key: bytes, pending: PendingTile | None, pointer: TilePointer | None
+    ) -> Iterator[VisibleTile]:
+        tile = tile_of(key)
+        base = None if pointer is None else resolve_tile(self._reader, pointer)
+        positions = base.manifest.positions if base else np.zeros(0, np.uint16)
+        lengths = base.manifest.lengths if base else np.zeros(0, np.uint64)
+        shown = self.shown_mask(tile, positions)
+        if pending is not None:
+            with self._lock:
+                written, rows = pending.to_rows()
+            same = written[rows["kind"] == PendingKind.UNCHANGED]
+            shown = (shown & ~np.isin(positions, written)) | np.isin(positions, same)
+            live = (rows["kind"] != PendingKind.DELETED) & (rows["kind"] != PendingKind.UNCHANGED)
+            positions = np.concatenate((positions[shown], written[live]))
+            lengths = np.concatenate((lengths[shown], rows["length"][live]))
+            order = np.argsort(positions)
+            positions, lengths = positions[order], lengths[order]
+        else:
+            positions, lengths = positions[shown], lengths[shown]
+        if len(positions):
+            yield VisibleTile(tile, positions, lengths)
+
+    def shown_mask(self, tile: tuple[int, ...], positions: npt.NDArray[np.uint16]) -> npt.NDArray[np.bool_]:
+        """Return which of the base's positions in a tile show where the session wrote nothing."""
+        if self.cleared:
+            return np.zeros(len(positions), dtype=bool)
+        if self.limit is None or tile_is_inside(tile, self.extents, self.limit):
+            return np.ones(len(positions), dtype=bool)
+        indices = join_indices(tile, positions, self.extents)
+        inside: npt.NDArray[np.bool_] = np.all(indices < np.array(self.limit, dtype=np.int64), axis=1)
+        return inside
+
+    def iter_indices(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]]:
+        """Yield chunk indices i64[n, d] and lengths u64[n], tile by tile."""
+        for visible in self.iter_visible():
+            yield join_indices(visible.tile, visible.positions, self.extents), visible.lengths
+
+    @property
+    def is_edited(self) -> bool:
+        """Whether the session touched any chunk ref."""
+        return bool(self.pending) or self.cleared or self.limit is not None
+
+    def totals(self) -> Totals:
+        """Return the exact count and bytes of the chunks as they read now."""
+        if not self.is_edited:
+            recorded = Totals() if self.base is None else self.base.totals
+            if recorded.exact:
+                return recorded
+        chunks = size = 0
+        for visible in self.iter_visible():
+            chunks += len(visible.positions)
+            size += int(visible.lengths.sum())
+        return Totals(chunks, size)
+
+    # --- edits -----------------------------------------------------------------------------------------------
+
+    def tile_for_edit(self, key: bytes) -> PendingTile:
+        """Return the pending tile of `key`, a new one if need be."""
+        tile = self.pending.get(key)
+        if tile is None:
+            tile = self.pending[key] = PendingTile()
+        return tile
+
+    def take_spec(self, spec: ArraySpec) -> list[PendingRef]:
+        """Follow the array's document: what lies outside a smaller grid is dropped and returned."""
+        old, self.spec = self.spec.grid, spec
+        if spec.grid is None or old is None or all(n >= o for n, o in zip(spec.grid, old, strict=True)):
+            return []
+        bounds = self.limit or old
+        self.limit = tuple(map(min, bounds, spec.grid))
+        return self._drop_outside(spec.grid)
+
+    def _drop_outside(self, grid: tuple[int, ...]) -> list[PendingRef]:
+        dropped: list[PendingRef] = []
+        bounds = np.array(grid, dtype=np.int64)
+        for key, tile in list(self.pending.items()):
+            positions, rows = tile.to_rows()
+            inside = (join_indices(tile_of(key), positions, self.extents) < bounds).all(axis=1)
+            if inside.all():
+                continue
+            dropped += [ref for p in positions[~inside].tolist() if (ref := tile.get(p)) is not None]
+            kept = PendingTile()
+            kept.inline = tile.inline
+            kept.set_many(positions[inside], rows[inside])
+            self.pending[key] = kept
+            if not len(kept):
+                del self.pending[key]
+        return dropped
+
+    def clear(self) -> list[PendingRef]:
+        """Hide everything; return the pending refs that are gone."""
+        gone = [
+            ref
+            for tile in self.pending.values()
+            for position in tile.to_rows()[0].tolist()
+            if (ref := tile.get(position)) is not None
+        ]
+        self.pending = {}
+        self.cleared = self.base is not None
+        return gone
+
+
+def resolve_tile(reader: BlobReader, pointer: TilePointer) -> ResolvedTile:
+    """Return a tile's layers merged, from the cache if they are there."""
+    key = ("tile", *(_layer_key(layer) for layer in pointer.layers))
+    tile = CACHE.get(key)
+    if tile is None:
+        layers = [read_layer(reader, layer) for layer in pointer.layers]
+        tile = ResolvedTile(merge_manifests(layers, drop_deleted=True))
+        CACHE.put(key, tile, tile.memory_bytes)
+    return tile
+
+
+def tile_is_cached(pointer: TilePointer) -> bool:
+    """Tell whether `resolve_tile` would need no read."""
+    return CACHE.get(("tile", *(_layer_key(layer) for layer in pointer.layers))) is not None
+
+
+def read_layer(reader: BlobReader, layer: Layer) -> Manifest:
+    """Return one manifest of a tile."""
+    if isinstance(layer.manifest, bytes):
+        return decode_manifest(layer.manifest)
+    return reader.manifest(layer.manifest)
+
+
+def _layer_key(layer: Layer) -> bytes:
+    return layer.manifest if isinstance(layer.manifest, bytes) else layer.manifest.digest
+
+
+def _base_source(tile: ResolvedTile, row: int) -> ChunkSource:
+    manifest = tile.manifest
+    kind = manifest.kinds[row]
+    offset, length = int(manifest.offsets[row]), int(manifest.lengths[row])
+    if kind == ChunkKind.STORED:
+        digest = Digest(manifest.digests[row].tobytes())
+        ref = BlobRef(digest, manifest.packs[manifest.sources[row]], offset, length)
+        return StoredChunk(ref, bool(tile.verified[row]), lambda: tile.verified.__setitem__(row, 1))
+    if kind == ChunkKind.INLINE:
+        return manifest.inline[offset : offset + length]
+    check = int(manifest.checks[row])
+    checksum = manifest.checksums[check - 1] if check else None
+    return VirtualRange(manifest.locations[manifest.sources[row]], offset, length, checksum)
+
+
+def _pending_source(tile: PendingTile, ref: PendingRef, dictionaries: Dictionaries) -> ChunkSource | None:
+    if ref.kind == PendingKind.OWN:
+        return OwnBlob(ref.at, ref.length, Digest(ref.digest))
+    if ref.kind == PendingKind.INLINE:
+        return tile.read_inline(ref)
+    if ref.kind == PendingKind.STORED:
+        blob = BlobRef(Digest(ref.digest), dictionaries.packs.names[ref.source], ref.at, ref.length)
+        return StoredChunk(blob, False, _nothing)
+    if ref.kind == PendingKind.VIRTUAL:
+        location = dictionaries.locations.names[ref.source]
+        return VirtualRange(location, ref.at, ref.length, dictionaries.checksum(ref.check))
+    return None
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,119 @@
+"""Where the bytes of documents, values and chunks are, and how they are read: one reader for a worktree.
+
+Bytes are at hand, in a sealed pack (`BlobRef`), in this session's writer (`OwnBlob`), or in somebody else's file
+(`VirtualRange`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, TypeAlias
+
+from vstore.blobs.reader import BlobReader, ByteSpan
+from vstore.blobs.virtual import VirtualRange, VirtualReader
+from vstore.format.refs import BlobRef
+from vstore.ids import BytesLike, Digest
+
+
+class OwnBlob(NamedTuple):
+    """A blob of this session: its slot in the session's writer."""
+
+    slot: int
+    length: int
+    digest: Digest
+
+
+class OwnBlobs(Protocol):
+    """Where a session's own blobs are read from: its writer, or a frozen copy of it in another process."""
+
+    def read(self, slot: int, length: int) -> memoryview:
+        """Return a blob's bytes."""
+
+
+Content: TypeAlias = bytes | BlobRef | OwnBlob
+"""The bytes of a document or plain value."""
+
+
+class StoredChunk(NamedTuple):
+    """A chunk in a pack; `mark_verified` remembers that its digest was checked, `is_verified` that it was before."""
+
+    ref: BlobRef
+    is_verified: bool
+    mark_verified: Callable[[], None]
+
+
+ChunkSource: TypeAlias = bytes | StoredChunk | OwnBlob | VirtualRange
+"""Where one chunk's bytes are."""
+
+
+def content_length(content: Content) -> int:
+    return len(content) if isinstance(content, bytes) else content.length
+
+
+def source_length(source: ChunkSource) -> int:
+    if isinstance(source, bytes):
+        return len(source)
+    return source.ref.length if isinstance(source, StoredChunk) else source.length
+
+
+class ContentReader:
+    """Reads whatever a worktree points to. `what` is a phrase for error messages, such as "chunk a/c/0"."""
+
+    def __init__(self, blobs: BlobReader, own: OwnBlobs | None, virtual: VirtualReader) -> None:
+        self.blobs = blobs
+        self.own = own
+        self.virtual = virtual
+
+    def read_content(self, content: Content, what: str) -> bytes:
+        """Return the bytes of a document or value."""
+        if isinstance(content, bytes):
+            return content
+        if isinstance(content, OwnBlob):
+            return bytes(self._read_own(content))
+        return bytes(self.blobs.whole(content, what))
+
+    def read(self, source: ChunkSource | BlobRef, span: ByteSpan | None, what: str) -> BytesLike:
+        """Return a source's bytes, or a span of them (within its length)."""
+        if isinstance(source, BlobRef):
+            source = StoredChunk(source, False, _nothing)
+        if isinstance(source, StoredChunk):
+            return self._read_stored(source, span, what)
+        data = self._read_unstored(source)
+        return data if span is None else memoryview(data)[span.start : span.stop]
+
+    async def read_async(self, source: ChunkSource | BlobRef, span: ByteSpan | None, what: str) -> BytesLike:
+        """Do what `read` does, without blocking the event loop for long."""
+        if isinstance(source, BlobRef):
+            source = StoredChunk(source, False, _nothing)
+        if self.blobs.storage.is_local or not isinstance(source, StoredChunk):
+            return self.read(source, span, what)
+        if span is not None:
+            return await self.blobs.span_async(source.ref, span, what)
+        data = await self.blobs.whole_async(source.ref, what, verify=not source.is_verified)
+        source.mark_verified()
+        return data
+
+    def _read_stored(self, source: StoredChunk, span: ByteSpan | None, what: str) -> BytesLike:
+        if source.is_verified and (span is None or self.blobs.storage.is_local):
+            data = self.blobs.unverified(source.ref, what)
+        elif span is not None:
+            return self.blobs.span(source.ref, span, what)
+        else:
+            data = self.blobs.whole(source.ref, what)
+            source.mark_verified()
+        return data if span is None else data[span.start : span.stop]
+
+    def _read_unstored(self, source: bytes | OwnBlob | VirtualRange) -> BytesLike:
+        if isinstance(source, bytes):
+            return source
+        if isinstance(source, OwnBlob):
+            return self._read_own(source)
+        return self.virtual.read(source)
+
+    def _read_own(self, blob: OwnBlob) -> memoryview:
+        assert self.own is not None, "only a session with a writer has own blobs"
+        return self.own.read(blob.slot, blob.length)
+
+
+def _nothing() -> None:
+    pass

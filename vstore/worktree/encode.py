@@ -1,0 +1,332 @@
+"""Turns a worktree's edits into metadata blobs: manifests, pages, and the new root of the node tree.
+
+Only what differs from the base is written: a tile whose refs all equal the base's keeps its pointer, a node whose
+entry is the same keeps its page. The writer must have placed all chunk blobs in packs before (`BlobWriter.flush`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from vstore.blobs.writer import BlobWriter, MetadataBatch
+from vstore.changes.layering import (
+    MAX_UNMERGED_LAYERS,
+    ResolvedTile,
+    count_to_merge,
+    merge_manifests,
+    same_refs,
+    select_rows,
+)
+from vstore.changes.pending import PendingKind, PendingTile
+from vstore.format.envelope import BlobKind
+from vstore.format.manifest import ChunkKind, Manifest, encode_manifest
+from vstore.format.node import (
+    MAX_LAYER_INLINE_BYTES,
+    Layer,
+    Node,
+    TilePointer,
+    Tiles,
+    encode_node,
+    encode_pointer,
+    encode_value,
+    measure_node,
+    measure_pointer,
+    node_key,
+    tile_of,
+    value_key,
+)
+from vstore.format.node import Content as StoredContent
+from vstore.format.page import Child, Entry, Totals
+from vstore.format.refs import BlobRef
+from vstore.ids import PackId
+from vstore.tree import Change, TreePolicy, update
+from vstore.tree import get as tree_get
+from vstore.worktree.arrays import ArrayState, Dictionaries, read_layer, resolve_tile, tile_is_cached
+from vstore.worktree.contents import Content, OwnBlob
+from vstore.worktree.nodes import NodeState
+from vstore.worktree.tree import Worktree
+
+NODE_POLICY = TreePolicy(leaf_bytes=16 * 1024, leaf_entries=4096, measure=measure_node)
+TILE_POLICY = TreePolicy(leaf_bytes=4 * 1024, leaf_entries=64, measure=measure_pointer)
+MAX_TILES_IN_NODE = 4
+"""More tile pointers than this go to a page tree of their own."""
+
+
+class EncodedTree(NamedTuple):
+    """The new root of the node tree, whether it differs from the base's, and the packs that the new parts name."""
+
+    root: Child | None
+    is_changed: bool
+    packs: frozenset[PackId]
+
+
+def encode_worktree(tree: Worktree, batch: MetadataBatch) -> EncodedTree:
+    """Write the metadata blobs of a worktree's edits into `batch`. The caller holds the worktree's lock."""
+    return _Encoder(tree, batch).encode()
+
+
+class _Encoder:
+    def __init__(self, tree: Worktree, batch: MetadataBatch) -> None:
+        self._tree = tree
+        self._batch = batch
+        self._writer: BlobWriter = tree.writer
+        self._packs: set[PackId] = set()
+
+    def encode(self) -> EncodedTree:
+        changes = sorted((*self._node_changes(), *self._value_changes()), key=lambda change: change.key)
+        base = self._tree.nodes.root
+        root = update(self._tree.blobs, self._batch, base, changes, NODE_POLICY)
+        if self._batch.blobs:
+            self._packs.add(self._batch.pack.pack)
+        return EncodedTree(root, bool(changes), frozenset(self._packs))
+
+    # --- nodes and values ------------------------------------------------------------------------------------
+
+    def _node_changes(self) -> list[Change]:
+        nodes = self._tree.nodes
+        drafts = dict(nodes.drafts)
+        for folder in nodes.hidden:
+            prefix = f"{folder}/" if folder else ""
+            for path in (folder, *nodes.iter_base_nodes(prefix)):
+                drafts.setdefault(path, None)
+        changes = []
+        for path, state in drafts.items():
+            entry = None if state is None else self._node_entry(state)
+            changes += self._change(node_key(path), entry)
+        return changes
+
+    def _value_changes(self) -> list[Change]:
+        nodes = self._tree.nodes
+        values = dict(nodes.values)
+        for folder in nodes.hidden:
+            for key in nodes.iter_base_values(f"{folder}/" if folder else ""):
+                values.setdefault(key, None)
+        changes = []
+        for key, content in values.items():
+            entry = None if content is None else encode_value(key, self._stored(content, BlobKind.CHUNK))
+            changes += self._change(value_key(key), entry)
+        return changes
+
+    def _change(self, key: bytes, entry: Entry | None) -> list[Change]:
+        """Return the change of one entry, or nothing if the base has it so."""
+        base = tree_get(self._tree.blobs, self._tree.nodes.root, key)
+        return [] if base == entry else [Change(key, entry)]
+
+    def _node_entry(self, state: NodeState) -> Entry:
+        documents = {
+            name: self._stored(content, BlobKind.DOCUMENT) for name, content in state.documents.items()
+        }
+        tiles = None if state.array is None else self._array_tiles(state.array)
+        return encode_node(state.path, Node(state.node_id, documents, tiles))
+
+    def _stored(self, content: Content, kind: BlobKind) -> StoredContent:
+        if not isinstance(content, OwnBlob):
+            return content
+        packs, offsets = self._writer.locate(np.array([content.slot], dtype=np.uint64))
+        pack = self._writer.pack_ids[int(packs[0])]
+        self._packs.add(pack)
+        return BlobRef(content.digest, pack, int(offsets[0]), content.length)
+
+    # --- tiles -----------------------------------------------------------------------------------------------
+
+    def _array_tiles(self, array: ArrayState) -> Tiles:
+        base = array.base or Tiles(array.extents)
+        if not array.is_edited:
+            return base
+        keys = set(array.pending)
+        if array.cleared or array.limit is not None:
+            keys.update(key for key, _ in array.iter_base_pointers())
+        changed: dict[bytes, TilePointer | None] = {}
+        for key in sorted(keys):
+            before = array.base_pointer(key)
+            after = self._tile_pointer(array, key, before)
+            if after != before:
+                changed[key] = after
+        return self._with_pointers(base, changed)
+
+    def _with_pointers(self, base: Tiles, changed: dict[bytes, TilePointer | None]) -> Tiles:
+        if not changed:
+            return base
+        if base.root is None:
+            few = {key: pointer for key, pointer in {**base.few, **changed}.items() if pointer is not None}
+            if len(few) <= MAX_TILES_IN_NODE:
+                return replace(base, few=few)
+            changed = dict(few)
+        changes = [
+            Change(key, None if pointer is None else encode_pointer(key, pointer))
+            for key, pointer in sorted(changed.items())
+        ]
+        root = update(self._tree.blobs, self._batch, base.root, changes, TILE_POLICY)
+        return Tiles(base.extents, {}, root)
+
+    def _tile_pointer(self, array: ArrayState, key: bytes, before: TilePointer | None) -> TilePointer | None:
+        """Return the pointer of a tile with the session's edits; None if no chunk is left."""
+        hides = array.cleared or array.limit is not None
+        base = self._base_at_hand(before, needed=hides)
+        new = self._changed_refs(array, key, before, base)
+        if len(new) == 0:
+            return before
+        layers, totals = self._stack(new, before, base)
+        if totals.exact and totals.chunks == 0:
+            return None
+        return TilePointer(layers, totals)
+
+    def _base_at_hand(self, before: TilePointer | None, *, needed: bool) -> ResolvedTile | None:
+        """Return the base's merged tile, unless it would have to be fetched and is not needed."""
+        if before is None:
+            return None
+        if needed or self._tree.blobs.storage.is_local or tile_is_cached(before):
+            return resolve_tile(self._tree.blobs, before)
+        return None
+
+    def _changed_refs(
+        self, array: ArrayState, key: bytes, before: TilePointer | None, base: ResolvedTile | None
+    ) -> Manifest:
+        """Return the refs in which the tile now differs from the base, tombstones for what is gone included."""
+        pending = array.pending.get(key, PendingTile())
+        positions, rows = pending.to_rows()
+        if base is not None:
+            known = base.manifest.positions
+            gone = known[~array.shown_mask(tile_of(key), known) & ~np.isin(known, positions)]
+            positions, rows = _with_tombstones(positions, rows, gone)
+        edited = rows["kind"] != PendingKind.UNCHANGED
+        if before is None or base is not None:
+            # A tombstone is only worth keeping where something lies below it.
+            below = (
+                np.isin(positions, base.manifest.positions) if base else np.zeros(len(positions), dtype=bool)
+            )
+            edited &= (rows["kind"] != PendingKind.DELETED) | below
+        new = pending_manifest(
+            positions[edited], rows[edited], pending.inline, self._tree.dictionaries, self._writer
+        )
+        return new if base is None else _without_equal(new, base.manifest)
+
+    def _stack(
+        self, new: Manifest, before: TilePointer | None, base: ResolvedTile | None
+    ) -> tuple[tuple[Layer, ...], Totals]:
+        """Put a layer on top of a tile's, merging where it is due, and return the layers and their totals."""
+        self._packs.update(new.packs)
+        old = () if before is None else before.layers
+        merged = count_to_merge([len(new), *(layer.ref_count for layer in old)]) - 1
+        if base is None and old:
+            # Fetching layers only to merge them is left to compact, as long as the stack is not too high.
+            merged = len(old) if len(old) >= MAX_UNMERGED_LAYERS else 0
+        if merged == len(old):
+            below = [] if before is None else [base or resolve_tile(self._tree.blobs, before)]
+            manifest = merge_manifests([new, *(tile.manifest for tile in below)], drop_deleted=True)
+            return (self._layer(manifest),), Totals(manifest.live_count, manifest.live_bytes)
+        taken = [read_layer(self._tree.blobs, layer) for layer in old[:merged]]
+        manifest = merge_manifests([new, *taken], drop_deleted=False)
+        return (self._layer(manifest), *old[merged:]), _totals(new, before, base)
+
+    def _layer(self, manifest: Manifest) -> Layer:
+        data = encode_manifest(manifest)
+        if len(data) <= MAX_LAYER_INLINE_BYTES:
+            return Layer(data, len(manifest))
+        return Layer(self._batch.add(BlobKind.MANIFEST, data), len(manifest))
+
+
+def _with_tombstones(
+    positions: npt.NDArray[np.uint16], rows: npt.NDArray[Any], gone: npt.NDArray[np.uint16]
+) -> tuple[npt.NDArray[np.uint16], npt.NDArray[Any]]:
+    if len(gone) == 0:
+        return positions, rows
+    tombstones = np.zeros(len(gone), dtype=rows.dtype)
+    tombstones["kind"] = PendingKind.DELETED
+    positions = np.concatenate((positions, gone))
+    order = np.argsort(positions)
+    return positions[order], np.concatenate((rows, tombstones))[order]
+
+
+def _without_equal(new: Manifest, base: Manifest) -> Manifest:
+    """Drop the refs of `new` that the base has just so."""
+    _, rows_new, rows_base = np.intersect1d(
+        new.positions, base.positions, assume_unique=True, return_indices=True
+    )
+    same = same_refs(new, rows_new, base, rows_base)
+    if not same.any():
+        return new
+    keep = np.ones(len(new), dtype=bool)
+    keep[rows_new[same]] = False
+    return select_rows(new, keep)
+
+
+def _totals(new: Manifest, before: TilePointer | None, base: ResolvedTile | None) -> Totals:
+    """Return a tile's totals after `new` was put on top; an upper bound where the base is not at hand."""
+    added = Totals(new.live_count, new.live_bytes)
+    if before is None:
+        return added
+    if base is None:
+        sum_of_both = before.totals + added
+        return sum_of_both._replace(exact=False)
+    old = base.manifest
+    replaced = np.isin(old.positions, new.positions)
+    kept_chunks = len(old) - int(np.count_nonzero(replaced))
+    kept_bytes = int(old.lengths[~replaced].sum())
+    return Totals(kept_chunks, kept_bytes) + added
+
+
+def pending_manifest(
+    positions: npt.NDArray[np.uint16],
+    rows: npt.NDArray[Any],
+    inline: bytes | bytearray,
+    dictionaries: Dictionaries,
+    writer: BlobWriter,
+) -> Manifest:
+    """Return pending refs (none of them UNCHANGED) as a manifest, with own blobs where their packs are now."""
+    kinds = rows["kind"].copy()
+    offsets, sources = rows["at"].copy(), rows["source"].astype(np.int64)
+    own = kinds == PendingKind.OWN
+    if own.any():
+        # Own packs are numbered from 0, other sessions' packs after them.
+        numbers, own_offsets = writer.locate(offsets[own])
+        sources[kinds == PendingKind.STORED] += len(writer.pack_ids)
+        sources[own], offsets[own] = numbers, own_offsets
+        names = [*writer.pack_ids, *dictionaries.packs.names]
+        kinds[own] = ChunkKind.STORED
+    else:
+        names = dictionaries.packs.names
+    packs = _number(sources, kinds == ChunkKind.STORED, names)
+    locations = _number(sources, kinds == ChunkKind.VIRTUAL, dictionaries.locations.names)
+    checks = rows["check"].astype(np.int64) - 1
+    checksums = _number(checks, checks >= 0, dictionaries.checksums.names)
+    data, offsets = _gather_inline(kinds, offsets, rows["length"], inline)
+    return Manifest(
+        positions,
+        kinds,
+        sources.astype(np.uint32),
+        offsets,
+        rows["length"].astype(np.uint64),
+        (checks + 1).astype(np.uint32),
+        np.ascontiguousarray(rows["digest"]),
+        data,
+        packs,
+        locations,
+        checksums,
+    )
+
+
+def _number(sources: npt.NDArray[np.int64], mask: npt.NDArray[np.bool_], names: list[Any]) -> tuple[Any, ...]:
+    """Renumber, in place, the sources under `mask` to the few names that they use, and return those."""
+    used = np.unique(sources[mask])
+    sources[mask] = np.searchsorted(used, sources[mask])
+    return tuple(names[number] for number in used.tolist())
+
+
+def _gather_inline(
+    kinds: npt.NDArray[np.uint8],
+    offsets: npt.NDArray[np.uint64],
+    lengths: npt.NDArray[np.uint64],
+    inline: bytes | bytearray,
+) -> tuple[bytes, npt.NDArray[np.uint64]]:
+    rows = np.flatnonzero(kinds == ChunkKind.INLINE)
+    if len(rows) == 0:
+        return b"", offsets
+    starts, sizes = offsets[rows].tolist(), lengths[rows].tolist()
+    data = b"".join(bytes(inline[start : start + size]) for start, size in zip(starts, sizes, strict=True))
+    offsets[rows] = np.cumsum(lengths[rows], dtype=np.uint64) - lengths[rows]
+    return data, offsets

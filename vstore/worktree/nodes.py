@@ -1,0 +1,187 @@
+"""Groups, arrays and plain values of a worktree: the base snapshot's, seen through the session's edits.
+
+An edited path is in `drafts` (None: deleted), an edited value in `values` (None: deleted); `hidden` lists folders
+whose base content was deleted as a whole, at no cost that grows with it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vstore.blobs.reader import BlobReader
+from vstore.changes.documents import NodeSpec, parse_documents
+from vstore.errors import CorruptionError
+from vstore.format.node import (
+    Node,
+    decode_node,
+    decode_value,
+    node_key,
+    path_of,
+    value_key,
+)
+from vstore.format.page import Child
+from vstore.ids import NodeId
+from vstore.keys.zarr import iter_ancestors
+from vstore.tree import NameCursor
+from vstore.tree import get as tree_get
+from vstore.worktree.arrays import ArrayState
+from vstore.worktree.contents import Content, ContentReader
+
+_REMEMBERED_NODES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    """A node as it reads now: its documents' contents by name, what they say, and an array's chunk refs."""
+
+    path: str
+    node_id: NodeId
+    documents: dict[str, Content]
+    spec: NodeSpec
+    array: ArrayState | None
+
+
+class NodeTable:
+    """Finds and edits nodes and values. The worktree's lock covers all edits."""
+
+    def __init__(
+        self, blobs: BlobReader, contents: ContentReader, root: Child | None, lock: threading.RLock
+    ) -> None:
+        self._blobs = blobs
+        self._lock = lock
+        self._contents = contents
+        self.root = root
+        self.drafts: dict[str, NodeState | None] = {}
+        self.values: dict[str, Content | None] = {}
+        self.hidden: set[str] = set()
+        self._known: OrderedDict[str, NodeState | None] = OrderedDict()
+
+    # --- finding ---------------------------------------------------------------------------------------------
+
+    def node(self, path: str) -> NodeState | None:
+        """Return the node at `path` as it reads now."""
+        if path in self.drafts:
+            return self.drafts[path]
+        if self.is_hidden(path):
+            return None
+        return self._base_state(path)
+
+    def _base_state(self, path: str) -> NodeState | None:
+        if path in self._known:
+            return self._known[path]
+        node = self.base_node(path)
+        state = None if node is None else self._state_of(path, node)
+        self._known[path] = state
+        while len(self._known) > _REMEMBERED_NODES:
+            self._known.popitem(last=False)
+        return state
+
+    def base_node(self, path: str) -> Node | None:
+        """Return the base snapshot's node at `path`, hidden or not."""
+        entry = tree_get(self._blobs, self.root, node_key(path))
+        return None if entry is None else decode_node(entry.value)
+
+    def _state_of(self, path: str, node: Node) -> NodeState:
+        documents: dict[str, Content] = dict(node.documents)
+        spec = parse_documents(self._read_documents(path, documents))
+        if spec is None or (spec.array is None) != (node.tiles is None):
+            raise CorruptionError(
+                f"the metadata documents of {path!r} do not describe the node that the snapshot has there. "
+                "vstore.ops.fsck names all that is damaged."
+            )
+        array = None
+        if spec.array is not None and node.tiles is not None:
+            extents = node.tiles.extents
+            array = ArrayState(self._blobs, node.node_id, spec.array, extents, node.tiles, self._lock)
+        return NodeState(path, node.node_id, documents, spec, array)
+
+    def _read_documents(self, path: str, documents: dict[str, Content]) -> dict[str, bytes]:
+        return {
+            name: self._contents.read_content(content, f"document {name} of {path!r}")
+            for name, content in documents.items()
+        }
+
+    def value(self, key: str) -> Content | None:
+        """Return the content of a plain value as it reads now."""
+        if key in self.values:
+            return self.values[key]
+        if self.is_value_hidden(key):
+            return None
+        return self.base_value(key)
+
+    def base_value(self, key: str) -> Content | None:
+        """Return the base snapshot's plain value, hidden or not."""
+        entry = tree_get(self._blobs, self.root, value_key(key))
+        return None if entry is None else decode_value(entry.value)
+
+    def is_hidden(self, path: str) -> bool:
+        """Tell whether the base's node at `path` lies in a folder that was deleted."""
+        if not self.hidden:
+            return False
+        return path in self.hidden or any(above in self.hidden for above in iter_ancestors(path))
+
+    def is_value_hidden(self, key: str) -> bool:
+        return bool(self.hidden) and any(above in self.hidden for above in iter_ancestors(key))
+
+    def owner(self, key: str) -> NodeState | None:
+        """Return the nearest array above `key`, whose chunk it may name."""
+        for path in iter_ancestors(key):
+            state = self.node(path)
+            if state is not None and state.array is not None:
+                return state
+        return None
+
+    # --- listing ---------------------------------------------------------------------------------------------
+
+    def iter_nodes(self, prefix: str = "") -> Iterator[str]:
+        """Yield the paths of the nodes whose paths start with `prefix` (not only whole parts); edited ones last."""
+        drafts = {path: state for path, state in dict(self.drafts).items() if path.startswith(prefix)}
+        for path in self.iter_base_nodes(prefix):
+            if path not in drafts and not self.is_hidden(path):
+                yield path
+        yield from (path for path, state in drafts.items() if state is not None)
+
+    def iter_values(self, prefix: str = "") -> Iterator[str]:
+        """Yield the plain values whose keys start with `prefix` (not only whole parts); edited ones last."""
+        edits = {key: content for key, content in dict(self.values).items() if key.startswith(prefix)}
+        for key in self.iter_base_values(prefix):
+            if key not in edits and not self.is_value_hidden(key):
+                yield key
+        yield from (key for key, content in edits.items() if content is not None)
+
+    def iter_base_nodes(self, prefix: str) -> Iterator[str]:
+        """Yield the paths of the base snapshot's nodes that start with `prefix`, hidden or not."""
+        return self._iter_base(b"n", prefix)
+
+    def iter_base_values(self, prefix: str) -> Iterator[str]:
+        """Yield the keys of the base snapshot's plain values that start with `prefix`, hidden or not."""
+        return self._iter_base(b"v", prefix)
+
+    def _iter_base(self, space: bytes, prefix: str) -> Iterator[str]:
+        start, stop = _bounds(space, prefix)
+        for key, _ in NameCursor(self._blobs, self.root).iter_names(start, stop):
+            yield path_of(key)
+
+    def has_base_values(self, prefix: str) -> bool:
+        """Tell quickly whether the base snapshot has any plain value whose key starts with `prefix`."""
+        start, stop = _bounds(b"v", prefix)
+        found = NameCursor(self._blobs, self.root).first_at_or_after(start)
+        return found is not None and found[0] < stop
+
+    def child_names(self, folder: str) -> set[str]:
+        """Return the first parts of what lies below `folder`: nodes and plain values, not chunks."""
+        prefix = f"{folder}/" if folder else ""
+        names = {name[len(prefix) :].partition("/")[0] for name in self.iter_nodes(prefix) if name}
+        return names | {key[len(prefix) :].partition("/")[0] for key in self.iter_values(prefix)}
+
+
+def _bounds(space: bytes, prefix: str) -> tuple[bytes, bytes]:
+    """Return [start, stop) of the node tree's keys whose paths start with `prefix`."""
+    if not prefix:
+        return space, bytes((space[0] + 1,))
+    start = space + b"\0" + prefix.encode().replace(b"/", b"\0")
+    # No byte of UTF-8 is 0xff.
+    return start, start + b"\xff"

@@ -1,0 +1,152 @@
+"""Making, changing and dissolving nodes as their documents come and go.
+
+Zarr writes keys in any order: chunks may come before the document that makes them chunks, and a document may change
+what the keys below it mean. So when an array appears, plain values below it that spell chunk keys become its chunks;
+when it disappears while they stay, they become plain values again. The caller holds the worktree's lock.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vstore.changes.documents import ArraySpec, NodeSpec, parse_documents
+from vstore.changes.tiling import choose_extents
+from vstore.errors import InvalidInputError
+from vstore.format.node import Node
+from vstore.ids import new_node_id
+from vstore.keys.zarr import DOCUMENT_NAMES, NotAChunk, join_key
+from vstore.worktree.arrays import ArrayState
+from vstore.worktree.contents import ChunkSource, Content, StoredChunk, content_length
+from vstore.worktree.nodes import NodeState
+
+if TYPE_CHECKING:
+    from vstore.blobs.virtual import VirtualRange
+    from vstore.worktree.tree import Worktree
+
+
+def put_documents(tree: Worktree, path: str, changes: dict[str, Content | None]) -> None:
+    """Set (or, with None, delete) documents of `path`, and make of the path what its documents then say."""
+    nodes = tree.nodes
+    old = nodes.node(path)
+    documents = _all_documents(tree, path, old)
+    for name, content in changes.items():
+        documents.pop(name, None)
+        if content is not None:
+            documents[name] = content
+    spec = parse_documents({n: tree.read_content(c, join_key(path, n)) for n, c in documents.items()})
+    mine = {name: content for name, content in documents.items() if spec and name in spec.documents}
+    for name in DOCUMENT_NAMES:
+        loose = None if name in mine else documents.get(name)
+        tree.put_value(join_key(path, name), loose)
+    if spec is None:
+        if old is not None:
+            _dissolve(tree, old)
+    else:
+        nodes.drafts[path] = _reshaped(tree, path, old, mine, spec)
+
+
+def _all_documents(tree: Worktree, path: str, node: NodeState | None) -> dict[str, Content]:
+    """Return the documents at `path`, whether they belong to a node or are plain values."""
+    documents = {} if node is None else dict(node.documents)
+    for name in DOCUMENT_NAMES:
+        if name not in documents:
+            content = tree.nodes.value(join_key(path, name))
+            if content is not None:
+                documents[name] = content
+    return documents
+
+
+def _reshaped(
+    tree: Worktree, path: str, old: NodeState | None, documents: dict[str, Content], spec: NodeSpec
+) -> NodeState:
+    """Return the node at `path` with these documents, continuing `old` where it can."""
+    if spec.array is None:
+        if old is not None and old.array is None:
+            return NodeState(path, old.node_id, documents, spec, None)
+        if old is not None:
+            _release_chunks(tree, old)
+        base = tree.nodes.base_node(path)
+        node_id = base.node_id if base is not None and base.tiles is None else new_node_id()
+        return NodeState(path, node_id, documents, spec, None)
+    if old is not None and old.array is not None:
+        if _spells_alike(old.array.spec, spec.array):
+            for ref in old.array.take_spec(spec.array):
+                tree.release(ref)
+            return NodeState(path, old.node_id, documents, spec, old.array)
+        _release_chunks(tree, old)
+    array = _new_array(tree, path, spec.array)
+    state = NodeState(path, array.node_id, documents, spec, array)
+    tree.nodes.drafts[path] = state
+    _adopt_values(tree, state, array)
+    return state
+
+
+def _new_array(tree: Worktree, path: str, spec: ArraySpec) -> ArrayState:
+    """Return a state without chunks; it continues the base's array if chunks of both would mean the same."""
+    base = tree.nodes.base_node(path)
+    if base is not None and base.tiles is not None:
+        before = _base_spec(tree, path, base)
+        if before is not None and before.identity == spec.identity and _spells_alike(before, spec):
+            array = ArrayState(tree.blobs, base.node_id, spec, base.tiles.extents, base.tiles, tree.lock)
+            array.cleared = True
+            return array
+    grid = spec.grid if spec.grid is not None else (1,) * spec.ndim
+    return ArrayState(tree.blobs, new_node_id(), spec, choose_extents(grid), None, tree.lock)
+
+
+def _base_spec(tree: Worktree, path: str, base: Node) -> ArraySpec | None:
+    spec = parse_documents({n: tree.read_content(c, join_key(path, n)) for n, c in base.documents.items()})
+    return None if spec is None else spec.array
+
+
+def _spells_alike(one: ArraySpec, other: ArraySpec) -> bool:
+    """Tell whether the same keys name the same chunk indices of both."""
+    return one.ndim == other.ndim and one.encoding == other.encoding
+
+
+def _dissolve(tree: Worktree, node: NodeState) -> None:
+    """Take a node away whose documents are gone; its chunks' keys stay, as plain values."""
+    _release_chunks(tree, node)
+    tree.nodes.drafts[node.path] = None
+
+
+def _release_chunks(tree: Worktree, node: NodeState) -> None:
+    """Turn an array's chunks into plain values."""
+    array = node.array
+    if array is None or array.spec.encoding is None:
+        return
+    for indices, _ in list(array.iter_indices()):
+        for index in map(tuple, indices.tolist()):
+            source = array.find(index, tree.dictionaries)
+            if source is not None:
+                key = join_key(node.path, array.spec.encoding.encode(index))
+                tree.nodes.values[key] = _as_value(source, key)
+
+
+def _as_value(source: ChunkSource, key: str) -> Content:
+    if isinstance(source, StoredChunk):
+        return source.ref
+    if _is_virtual(source):
+        raise InvalidInputError(
+            f"{key!r} is a virtual chunk and can't stay without its array. Delete the whole array instead of its "
+            "document alone."
+        )
+    return source  # type: ignore[return-value]
+
+
+def _is_virtual(source: ChunkSource | VirtualRange) -> bool:
+    return hasattr(source, "location")
+
+
+def _adopt_values(tree: Worktree, node: NodeState, array: ArrayState) -> None:
+    """Turn plain values that spell chunk keys of a new array into its chunks; others stay what they are."""
+    if array.spec.encoding is None:
+        return
+    for key in list(tree.values_below(node.path)):
+        index = array.spec.encoding.decode(key[len(node.path) + 1 if node.path else 0 :])
+        content = tree.nodes.value(key)
+        if isinstance(index, NotAChunk) or content is None:
+            continue
+        if array.spec.contains(index) and content_length(content):
+            tree.adopt_chunk(array, index, content)
+            tree.put_value(key, None)

@@ -1,0 +1,355 @@
+"""The worktree: a snapshot seen through a session's edits, as a map from Zarr keys to bytes.
+
+Every key is a document of a node, a chunk of an array, or a plain value; `route` tells which. Reads take no lock but
+for a moment; edits hold the one lock while they change the tables, never while they move chunk bytes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import NamedTuple, TypeAlias
+
+from vstore.blobs.reader import BlobReader
+from vstore.blobs.virtual import VirtualReader
+from vstore.blobs.writer import BlobWriter
+from vstore.changes.pending import PendingKind, PendingRef
+from vstore.errors import InternalError, InvalidInputError, SessionStateError
+from vstore.format.manifest import MAX_INLINE_BYTES
+from vstore.format.node import MAX_CONTENT_INLINE_BYTES
+from vstore.format.page import Child
+from vstore.format.refs import BlobRef
+from vstore.ids import BytesLike, blake3_digest
+from vstore.keys.zarr import NotAChunk, split_document_key
+from vstore.worktree.arrays import ArrayState, Dictionaries
+from vstore.worktree.contents import (
+    ChunkSource,
+    Content,
+    ContentReader,
+    OwnBlob,
+    OwnBlobs,
+    StoredChunk,
+    source_length,
+)
+from vstore.worktree.nodes import NodeState, NodeTable
+from vstore.worktree.reshape import put_documents
+
+
+class Chunk(NamedTuple):
+    """A key that names a chunk of the array at `path`."""
+
+    path: str
+    array: ArrayState
+    at: tuple[int, ...]
+
+
+class Document(NamedTuple):
+    """A key that names a document of the node at `path`, if there is one."""
+
+    path: str
+    name: str
+
+
+class Value(NamedTuple):
+    """A key that belongs to no node; `why` says why it names no chunk of the array above it, if that matters."""
+
+    key: str
+    why: str | None
+
+
+Route: TypeAlias = Chunk | Document | Value
+
+
+class Worktree:
+    """A snapshot and what a session changed. `writer` is None where nothing may be written."""
+
+    def __init__(
+        self,
+        blobs: BlobReader,
+        root: Child | None,
+        *,
+        virtual: VirtualReader,
+        own: OwnBlobs | None = None,
+        inline_bytes: int = 512,
+    ) -> None:
+        self.blobs = blobs
+        self.own = own
+        self.contents = ContentReader(blobs, own, virtual)
+        self.lock = threading.RLock()
+        self.nodes = NodeTable(blobs, self.contents, root, self.lock)
+        self.dictionaries = Dictionaries()
+        self.mutations = 0
+        self.closed: str | None = None
+        """Why nothing may be edited any more, or just now."""
+        self._inline_bytes = min(inline_bytes, MAX_INLINE_BYTES)
+
+    @property
+    def writer(self) -> BlobWriter:
+        if not isinstance(self.own, BlobWriter):
+            raise InternalError("a worktree without a writer was written to")
+        return self.own
+
+    def begin_edit(self) -> None:
+        """Count an edit, or raise if there may be none. The caller holds the lock."""
+        if self.closed is not None:
+            raise SessionStateError(self.closed)
+        self.mutations += 1
+
+    # --- routing ---------------------------------------------------------------------------------------------
+
+    def route(self, key: str) -> Route:
+        """Return what `key` names."""
+        document = split_document_key(key)
+        if document is not None:
+            return Document(*document)
+        owner = self.nodes.owner(key)
+        if owner is None or owner.array is None or owner.array.spec.encoding is None:
+            return Value(key, None)
+        spec = owner.array.spec
+        index = owner.array.spec.encoding.decode(key[len(owner.path) + 1 if owner.path else 0 :])
+        if index is NotAChunk.WRONG_DIMENSIONS:
+            return Value(
+                key, f"it should have {spec.ndim} chunk indices, as array {owner.path!r} has dimensions"
+            )
+        if isinstance(index, NotAChunk):
+            return Value(key, None)
+        if not spec.contains(index):
+            return Value(key, f"chunk {index} is outside the chunk grid {spec.grid} of array {owner.path!r}")
+        return Chunk(owner.path, owner.array, index)
+
+    # --- reading ---------------------------------------------------------------------------------------------
+
+    def find(self, key: str) -> ChunkSource | BlobRef | None:
+        """Return where the bytes of `key` are, or None."""
+        route = self.route(key)
+        if isinstance(route, Chunk):
+            with self.lock:
+                pending = route.array.find_pending(route.at, self.dictionaries)
+            if pending.shows_base:
+                return route.array.find_base(*route.array.locate(route.at))
+            return pending.source
+        if isinstance(route, Document):
+            node = self.nodes.node(route.path)
+            if node is not None and route.name in node.documents:
+                return node.documents[route.name]
+        return self.nodes.value(key)
+
+    def size(self, key: str) -> int | None:
+        """Return the length in bytes of `key`, or None; reads no data."""
+        source = self.find(key)
+        if source is None:
+            return None
+        return source.length if isinstance(source, BlobRef) else source_length(source)
+
+    def read(self, key: str) -> bytes | None:
+        """Return all bytes of `key`, or None."""
+        source = self.find(key)
+        return None if source is None else bytes(self.contents.read(source, None, f"key {key!r}"))
+
+    def read_content(self, content: Content, what: str) -> bytes:
+        return self.contents.read_content(content, what)
+
+    # --- writing ---------------------------------------------------------------------------------------------
+
+    def set(self, key: str, data: BytesLike) -> None:
+        """Store `data` under `key`."""
+        route = self.route(key)
+        if isinstance(route, Chunk):
+            self._set_chunk(route, key, data)
+        elif isinstance(route, Document):
+            with self.lock:
+                self.begin_edit()
+                base = self.nodes.base_node(route.path)
+                known = None if base is None else base.documents.get(route.name)
+                put_documents(self, route.path, {route.name: self._to_content(data, known)})
+        elif route.why is not None:
+            raise InvalidInputError(f"{key!r} can't be stored: {route.why}.")
+        else:
+            content = self._to_content(data, self.nodes.base_value(key))
+            with self.lock:
+                self.begin_edit()
+                self.put_value(key, content)
+
+    def _set_chunk(self, chunk: Chunk, key: str, data: BytesLike) -> None:
+        if len(data) == 0:
+            raise InvalidInputError(
+                f"{key!r} can't be stored with no bytes: no codec makes an empty chunk. Delete the key to make the "
+                "chunk read as fill value."
+            )
+        tile_key, position = chunk.array.locate(chunk.at)
+        inline = len(data) <= self._inline_bytes
+        if inline:
+            same = self._known_base(chunk.array, tile_key, position) == data
+            ref = PendingRef(PendingKind.UNCHANGED) if same else None
+        else:
+            ref = self._stored_ref(chunk.array, tile_key, position, data)
+        with self.lock:
+            if not self._begin_chunk_edit(chunk, tile_key, position):
+                stale = True
+            else:
+                stale = False
+                tile = chunk.array.tile_for_edit(tile_key)
+                if ref is None:
+                    tile.set_inline(position, data)
+                else:
+                    tile.set(position, ref)
+        if stale:
+            # Another thread deleted or replaced the array meanwhile: what the key names now may be something else.
+            if ref is not None:
+                self.release(ref)
+            self.set(key, data)
+
+    def _stored_ref(self, array: ArrayState, tile_key: bytes, position: int, data: BytesLike) -> PendingRef:
+        """Store a chunk's bytes, unless the base holds them at the same place."""
+        digest = blake3_digest(data)
+        base = self._known_base(array, tile_key, position)
+        if isinstance(base, StoredChunk) and base.ref.digest == digest:
+            return PendingRef(PendingKind.UNCHANGED)
+        slot = self.writer.put(data, digest)
+        return PendingRef(PendingKind.OWN, slot, len(data), digest=digest)
+
+    def _known_base(self, array: ArrayState, tile_key: bytes, position: int) -> ChunkSource | None:
+        """Return what the base holds at a chunk, if that is known without asking an object store."""
+        if array.base is None:
+            return None
+        if not self.blobs.storage.is_local and not array.base_tile_is_cached(tile_key):
+            return None
+        return array.find_base(tile_key, position)
+
+    def _begin_chunk_edit(self, chunk: Chunk, tile_key: bytes, position: int) -> bool:
+        """Count the edit, keep the array among the drafts, and let go of what the session had at the chunk.
+
+        False if the array is not what the path holds any more. The caller holds the lock.
+        """
+        node = self.nodes.node(chunk.path)
+        if node is None or node.array is not chunk.array:
+            return False
+        self.nodes.drafts[chunk.path] = node
+        self.begin_edit()
+        pending = chunk.array.pending.get(tile_key)
+        old = None if pending is None else pending.get(position)
+        if old is not None:
+            self.release(old)
+        return True
+
+    def release(self, ref: PendingRef) -> None:
+        """Let go of a pending ref's bytes."""
+        if ref.kind == PendingKind.OWN:
+            self.writer.release(ref.at)
+
+    def _to_content(self, data: BytesLike, base: Content | None) -> Content:
+        """Store the bytes of a document or value, unless they are what the base holds under the same key."""
+        if len(data) <= MAX_CONTENT_INLINE_BYTES:
+            return bytes(data)
+        digest = blake3_digest(data)
+        if isinstance(base, BlobRef) and base.digest == digest:
+            return base
+        return OwnBlob(self.writer.put(data, digest), len(data), digest)
+
+    def put_value(self, key: str, content: Content | None) -> None:
+        """Set or delete a plain value. The caller holds the lock."""
+        old = self.nodes.values.get(key)
+        if isinstance(old, OwnBlob) and old != content:
+            self.writer.release(old.slot)
+        if content is None and self.nodes.base_value(key) is None:
+            self.nodes.values.pop(key, None)
+        else:
+            self.nodes.values[key] = content
+
+    def adopt_chunk(self, array: ArrayState, index: tuple[int, ...], content: Content) -> None:
+        """Make a plain value's content a chunk. The caller holds the lock."""
+        tile_key, position = array.locate(index)
+        tile = array.tile_for_edit(tile_key)
+        if isinstance(content, bytes) and len(content) <= self._inline_bytes:
+            tile.set_inline(position, content)
+        elif isinstance(content, bytes):
+            digest = blake3_digest(content)
+            tile.set(position, self._own(OwnBlob(self.writer.put(content, digest), len(content), digest)))
+        elif isinstance(content, OwnBlob):
+            # The value lets go of the blob when it is deleted; the chunk holds on to it.
+            self.writer.retain(content.slot)
+            tile.set(position, self._own(content))
+        else:
+            pack = self.dictionaries.packs.number(content.pack)
+            ref = PendingRef(PendingKind.STORED, content.offset, content.length, pack, 0, content.digest)
+            tile.set(position, ref)
+
+    def _own(self, blob: OwnBlob) -> PendingRef:
+        return PendingRef(PendingKind.OWN, blob.slot, blob.length, digest=blob.digest)
+
+    # --- deleting --------------------------------------------------------------------------------------------
+
+    def delete(self, key: str) -> None:
+        """Delete `key`; nothing happens if it is absent or lies outside an array's grid."""
+        route = self.route(key)
+        with self.lock:
+            if isinstance(route, Chunk):
+                self._delete_chunk(route)
+            elif isinstance(route, Document):
+                node = self.nodes.node(route.path)
+                if self.find(key) is not None:
+                    self.begin_edit()
+                    if node is None or route.name not in node.documents:
+                        self.put_value(key, None)
+                    else:
+                        put_documents(self, route.path, {route.name: None})
+            elif self.nodes.value(key) is not None:
+                self.begin_edit()
+                self.put_value(key, None)
+
+    def _delete_chunk(self, chunk: Chunk) -> None:
+        array = chunk.array
+        if array.find(chunk.at, self.dictionaries) is None:
+            return
+        tile_key, position = array.locate(chunk.at)
+        if self._begin_chunk_edit(chunk, tile_key, position):
+            array.tile_for_edit(tile_key).set(position, PendingRef(PendingKind.DELETED))
+
+    def delete_folder(self, folder: str) -> None:
+        """Delete everything below `folder`, and the node at it; costs no more for a large array than a small one."""
+        with self.lock:
+            self.begin_edit()
+            owner = self.nodes.owner(folder) if folder else None
+            if owner is not None and owner.array is not None:
+                self._delete_chunks_below(owner, owner.array, folder)
+            self._drop_edits_below(folder)
+            self.nodes.hidden.add(folder)
+
+    def _drop_edits_below(self, folder: str) -> None:
+        nodes = self.nodes
+        for path in [p for p in nodes.drafts if p == folder or p.startswith(folder + "/" if folder else "")]:
+            state = nodes.drafts.pop(path)
+            if state is not None and state.array is not None:
+                for ref in state.array.clear():
+                    self.release(ref)
+        for key in [k for k in nodes.values if k.startswith(folder + "/" if folder else "")]:
+            content = nodes.values.pop(key)
+            if isinstance(content, OwnBlob):
+                self.writer.release(content.slot)
+
+    def _delete_chunks_below(self, owner: NodeState, array: ArrayState, folder: str) -> None:
+        """Delete the chunks of an array whose keys lie below a folder inside it."""
+        inside = folder[len(owner.path) + 1 if owner.path else 0 :]
+        encoding = array.spec.encoding
+        if encoding is None or encoding.separator != "/":
+            return
+        if inside == encoding.leading:
+            self.nodes.drafts[owner.path] = owner
+            for ref in array.clear():
+                self.release(ref)
+            return
+        for indices, _ in list(array.iter_indices()):
+            for index in map(tuple, indices.tolist()):
+                if encoding.encode(index).startswith(inside + "/"):
+                    self._delete_chunk(Chunk(owner.path, array, index))
+
+    # --- listing ---------------------------------------------------------------------------------------------
+
+    def values_below(self, folder: str) -> Iterator[str]:
+        """Yield plain values below `folder`, quickly if there are none."""
+        prefix = f"{folder}/" if folder else ""
+        with self.lock:
+            edited = any(key.startswith(prefix) for key in self.nodes.values)
+        if not edited and not self.nodes.has_base_values(prefix):
+            return iter(())
+        return self.nodes.iter_values(prefix)
