@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 R = TypeVar("R")
 
@@ -19,19 +19,32 @@ def run_shielded(work: Callable[[], R]) -> R:
     """Return what `work` returns; in the main thread, run it so that an interrupt can't cut it."""
     if threading.current_thread() is not threading.main_thread():
         return work()
-    future: Future[R] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:  # noqa: BLE001
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="vstore-commit").start()
+    task = _Task(work)
     try:
-        return future.result()
+        threading.Thread(target=task.run, name="vstore-shield").start()
+        return task.future.result()
     except KeyboardInterrupt:
-        if not future.done():
-            # Raises what the work raised, if it failed: the interrupt is its context then.
-            future.result()
+        if task.has_begun():
+            # Raises what the work raises, if it fails: the interrupt is its context then.
+            task.future.result()
         raise
+
+
+class _Task(Generic[R]):
+    """Work in another thread, which either has begun, or never will once that was asked."""
+
+    def __init__(self, work: Callable[[], R]) -> None:
+        self.future: Future[R] = Future()
+        self._work = work
+        self._first = threading.Lock()
+
+    def run(self) -> None:
+        if not self._first.acquire(blocking=False):
+            return
+        try:
+            self.future.set_result(self._work())
+        except BaseException as error:  # noqa: BLE001
+            self.future.set_exception(error)
+
+    def has_begun(self) -> bool:
+        return not self._first.acquire(blocking=False)

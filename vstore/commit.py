@@ -1,0 +1,288 @@
+"""The write order of a commit, stated once.
+
+Chunk packs, then the metadata at the end of the last of them, all made durable, then one catalog transaction. A
+crash between any two leaves unreferenced packs, and nothing else.
+
+`prepare` builds and uploads; `publish` is the catalog transaction and can be asked again: the same transaction is
+applied at most once. docs/architecture.md has the protocol.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from vstore.blobs.writer import BlobWriter
+from vstore.catalog.base import (
+    ABSENT,
+    Absent,
+    AddSnapshot,
+    Applied,
+    CloseSession,
+    EpochIs,
+    Outcome,
+    PacksUsable,
+    RefIs,
+    Refused,
+    RescuePacks,
+    Retained,
+    SessionOpen,
+    SetRef,
+    Transaction,
+    Update,
+)
+from vstore.errors import (
+    ConflictError,
+    MissingBlobError,
+    OutcomeUnknownError,
+    SessionStateError,
+    SnapshotExpiredError,
+    StorageError,
+)
+from vstore.format.envelope import BlobKind
+from vstore.format.page import Child
+from vstore.format.record import OperationKind, RefKind, SnapshotEntry
+from vstore.format.snapshot import Snapshot, encode_snapshot
+from vstore.handle import Handle, require_online
+from vstore.history import jump_target
+from vstore.ids import PackId, SessionId, SnapshotId, TransactionId, new_transaction_id
+from vstore.keys.objects import pack_name
+from vstore.worktree import Worktree
+from vstore.worktree.encode import encode_worktree
+
+MAX_ENTRY_INFO_BYTES = 2048
+"""A longer message and metadata are not repeated in the catalog's entry, but read from the snapshot."""
+_UPLOAD_TRIES = 3
+_EPOCH_TRIES = 20
+_NO_EPOCH = -1
+
+
+@dataclass(frozen=True, slots=True)
+class CommitRequest:
+    """What to commit and where to. `branch` None makes a snapshot that no ref names.
+
+    `expected` is what the branch must hold; `parents` are the new snapshot's, which differ from it in an amend.
+    """
+
+    kind: OperationKind
+    message: str
+    metadata: bytes
+    branch: str | None
+    expected: SnapshotId | Absent
+    parents: tuple[SnapshotEntry, ...]
+    allow_empty: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A snapshot that is durable in storage but in no catalog yet, with the transaction that will put it there."""
+
+    request: CommitRequest
+    transaction: TransactionId
+    since: int
+    entry: SnapshotEntry
+    root: Child | None
+    packs: frozenset[PackId]
+    epoch: int
+
+
+class Unchanged:
+    """Everything that was written equals the base: there is nothing to commit."""
+
+
+UNCHANGED = Unchanged()
+Preparation: TypeAlias = Prepared | Unchanged
+
+
+def prepare(handle: Handle, tree: Worktree, request: CommitRequest) -> Preparation:
+    """Make the chunks, the metadata and the snapshot of `request` durable."""
+    writer = tree.writer
+    with handle.catalog.reading() as view:
+        require_online(view)
+        _check_ref(view.ref(RefKind.BRANCH, request.branch) if request.branch else None, request)
+        since, epoch = view.sequence, view.epoch
+        jump = jump_target(view, request.parents[0] if request.parents else None)
+    for tries_left in reversed(range(_UPLOAD_TRIES)):
+        writer.flush()
+        try:
+            built = _build(handle, tree, writer, request, jump)
+        except OutcomeUnknownError:
+            # The pack's name is in doubt; the next round writes everything under another.
+            if not tries_left:
+                raise
+            continue
+        if isinstance(built, Unchanged):
+            return built
+        entry, root, packs = built
+        return Prepared(request, new_transaction_id(), since, entry, root, packs, epoch)
+    raise StorageError("unreachable")
+
+
+def _check_ref(found: SnapshotId | None, request: CommitRequest) -> None:
+    """Probe the head before uploading metadata for nothing."""
+    if request.branch is not None and found != (None if request.expected is ABSENT else request.expected):
+        raise _conflict(request, found)
+
+
+def _build(
+    handle: Handle, tree: Worktree, writer: BlobWriter, request: CommitRequest, jump: SnapshotId | None
+) -> tuple[SnapshotEntry, Child | None, frozenset[PackId]] | Unchanged:
+    batch = writer.begin_metadata()
+    try:
+        with tree.lock:
+            encoded = encode_worktree(tree, batch)
+        if not encoded.is_changed and not request.allow_empty:
+            writer.drop_metadata(batch)
+            return UNCHANGED
+        parent_times = [parent.time_us + 1 for parent in request.parents]
+        snapshot = Snapshot(
+            tuple(parent.id for parent in request.parents),
+            max(handle.clock.now_us(), *parent_times, 0),
+            request.message,
+            request.metadata,
+            encoded.root,
+        )
+        ref = batch.add(BlobKind.SNAPSHOT, encode_snapshot(snapshot))
+    except BaseException:
+        writer.drop_metadata(batch)
+        raise
+    short = len(request.message.encode()) + len(request.metadata) <= MAX_ENTRY_INFO_BYTES
+    entry = SnapshotEntry(
+        ref,
+        snapshot.parents,
+        snapshot.time_us,
+        request.parents[0].depth + 1 if request.parents else 0,
+        jump,
+        batch.start,
+        batch.length,
+        (request.message, request.metadata) if short else None,
+    )
+    writer.finish(batch)
+    return entry, encoded.root, encoded.packs | {ref.pack}
+
+
+def publish(handle: Handle, prepared: Prepared, registered: SessionId | None = None) -> SnapshotId:
+    """Put a prepared snapshot into the catalog; asking again with the same one is safe.
+
+    `registered` is the session that made it, if it is registered: it must not have been abandoned, and is closed.
+    Raises `ConflictError` if the branch moved, `CommitOutcomeUnknownError` if the storage can't tell.
+    """
+    request = prepared.request
+    epoch, known_epoch = prepared.epoch, prepared.epoch
+    for _ in range(_EPOCH_TRIES):
+        with handle.catalog.reading() as view:
+            online = require_online(view)
+            epoch = view.epoch
+        if epoch != known_epoch:
+            # A collector moved since the packs were written: what it may have deleted must be looked at.
+            _check_present(handle, prepared.packs)
+            known_epoch = epoch
+        outcome = handle.catalog.update(
+            Transaction(
+                prepared.transaction,
+                prepared.since,
+                request.kind,
+                prepared.entry.time_us,
+                handle.author,
+                (online, EpochIs(epoch), *_preconditions(prepared, registered)),
+                _updates(prepared, registered),
+            )
+        )
+        if isinstance(outcome, Applied):
+            return prepared.entry.id
+        _raise_refusal(outcome, prepared)
+    raise StorageError(
+        f"the commit gave up after {_EPOCH_TRIES} tries, as garbage collection kept moving. Nothing was changed; "
+        "commit again."
+    )
+
+
+def settle(handle: Handle, prepared: Prepared) -> bool:
+    """Tell whether a commit whose outcome was unknown, or that was interrupted, is in the catalog.
+
+    Asked for again under a condition that never holds, the transaction is found if it landed; if not, it is refused,
+    which a catalog says only when no try of it can land any more.
+    """
+    transaction = Transaction(
+        prepared.transaction,
+        prepared.since,
+        prepared.request.kind,
+        prepared.entry.time_us,
+        handle.author,
+        (EpochIs(_NO_EPOCH),),
+        (),
+    )
+    return isinstance(handle.catalog.update(transaction), Applied)
+
+
+def _preconditions(prepared: Prepared, registered: SessionId | None) -> tuple[Any, ...]:
+    request = prepared.request
+    conditions: list[Any] = [
+        Retained(tuple(parent.id for parent in request.parents)),
+        PacksUsable(prepared.packs),
+    ]
+    if request.branch is not None:
+        conditions.append(RefIs(RefKind.BRANCH, request.branch, request.expected))
+    if registered is not None:
+        conditions.append(SessionOpen(registered))
+    return tuple(conditions)
+
+
+def _updates(prepared: Prepared, registered: SessionId | None) -> tuple[Update, ...]:
+    request = prepared.request
+    updates: list[Update] = [AddSnapshot(prepared.entry), RescuePacks(prepared.packs)]
+    if request.branch is not None:
+        updates.append(SetRef(RefKind.BRANCH, request.branch, prepared.entry.id))
+    if registered is not None:
+        updates.append(CloseSession(registered))
+    return tuple(updates)
+
+
+def _check_present(handle: Handle, packs: frozenset[PackId]) -> None:
+    missing = [pack for pack in packs if handle.storage.size(pack_name(pack)) is None]
+    if missing:
+        raise _lost_packs(missing)
+
+
+def _lost_packs(packs: list[PackId]) -> MissingBlobError:
+    names = ", ".join(pack.hex() for pack in packs[:3])
+    return MissingBlobError(
+        f"garbage collection deleted packs that this commit needs ({names}): the session was idle for longer than "
+        "its grace period. Nothing was committed; run the writes again in a new session."
+    )
+
+
+def _raise_refusal(outcome: Outcome, prepared: Prepared) -> None:
+    """Raise what the refused preconditions mean; return if only the epoch moved, so that it can be tried again."""
+    assert isinstance(outcome, Refused)
+    for precondition, found in outcome.refusals:
+        match precondition:
+            case RefIs():
+                raise _conflict(prepared.request, found)
+            case Retained():
+                raise SnapshotExpiredError(
+                    f"the snapshot that this session started from, {prepared.entry.parents[0].hex()}, has expired. "
+                    "Nothing was committed; run the writes again in a new session."
+                )
+            case PacksUsable():
+                raise _lost_packs([state.pack for state in found])  # type: ignore[attr-defined]
+            case SessionOpen():
+                raise SessionStateError(
+                    "this session was abandoned by an explicit call. Nothing was committed; start a new session."
+                )
+            case _:
+                # The epoch or the status moved: look again.
+                continue
+
+
+def _conflict(request: CommitRequest, found: object) -> ConflictError:
+    expected = None if isinstance(request.expected, Absent) else request.expected.hex()
+    actual = found.hex() if isinstance(found, bytes) else None
+    where = f"now holds {actual}" if actual else "was deleted"
+    return ConflictError(
+        f"branch {request.branch!r} {where}; this session started from {expected}. Nothing was committed and the "
+        "session still holds its changes: flush(message) keeps them as a snapshot; or open a new session on the "
+        "branch and write again.",
+        expected_parent=expected,
+        actual_parent=actual,
+    )

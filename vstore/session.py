@@ -1,0 +1,391 @@
+"""Sessions: a transaction's handle.
+
+A read-only session stays on one snapshot; a writable one collects changes to a branch's head until it commits, after
+which it is a read-only session on the new snapshot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from vstore.blobs.reader import BlobReader
+from vstore.blobs.writer import BlobWriter
+from vstore.catalog.base import Applied, CloseSession, OpenSession, Transaction
+from vstore.changes.diff import Diff
+from vstore.commit import (
+    CommitRequest,
+    Prepared,
+    Unchanged,
+    prepare,
+    publish,
+    settle,
+)
+from vstore.config import encode_metadata
+from vstore.errors import (
+    InvalidInputError,
+    NothingToCommitError,
+    ReadOnlyError,
+    SessionStateError,
+    StorageError,
+)
+from vstore.format.page import Child, Totals
+from vstore.format.record import OperationKind, SessionEntry, SnapshotEntry
+from vstore.handle import Handle, require_online
+from vstore.history import require_entry
+from vstore.ids import SessionId, new_session_id, new_transaction_id
+from vstore.keys.zarr import normalize_prefix
+from vstore.shield import run_shielded
+from vstore.twins import async_twin
+from vstore.worktree import Worktree
+from vstore.worktree.frozen import FrozenChanges, freeze, thaw
+from vstore.worktree.listing import totals_below
+from vstore.worktree.status import status_of
+
+if TYPE_CHECKING:
+    from vstore.store import SessionStore
+
+SESSION_REGISTRATION_US = 7 * 24 * 3600 * 1_000_000
+"""What a registration says of its expiry; only an explicit update ends it."""
+
+
+class Session:
+    """A view of one snapshot; writable ones add changes on top. Made by a `Repository`. Thread-safe."""
+
+    def __init__(
+        self,
+        handle: Handle,
+        entry: SnapshotEntry,
+        *,
+        branch: str | None = None,
+        default_metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._handle = handle
+        self._entry = entry
+        self._branch = branch
+        self._id = new_session_id()
+        self._default_metadata = dict(default_metadata or {})
+        self._lock = threading.RLock()
+        self._is_registered = False
+        self._is_copy = False
+        self._is_read_only = branch is None
+        self._in_doubt: Prepared | None = None
+        self._mutations_in_doubt = 0
+        blobs = handle.open_snapshot(entry)
+        self._tree = self._clean_tree(blobs, blobs.snapshot(entry.ref).root)
+
+    def _clean_tree(self, blobs: BlobReader, root: Child | None) -> Worktree:
+        """Return a worktree without changes; nothing is read for it."""
+        writer = None if self._is_read_only else BlobWriter(self._handle.storage, self._register)
+        threshold = self._handle.config.inline_chunk_threshold_bytes
+        return Worktree(blobs, root, virtual=self._handle.virtual, own=writer, inline_bytes=threshold)
+
+    # --- what it is ------------------------------------------------------------------------------------------
+
+    @property
+    def id(self) -> str:
+        """The session's own id, as hex text."""
+        return self._id.hex()
+
+    @property
+    def snapshot_id(self) -> str:
+        """The snapshot that the session is based on, or made by committing."""
+        return self._entry.id.hex()
+
+    @property
+    def branch(self) -> str | None:
+        """The branch that the session commits to; None for a read-only session."""
+        return None if self._is_read_only and not self._is_copy else self._branch
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the session can't change anything."""
+        return self._is_read_only
+
+    @property
+    def has_uncommitted_changes(self) -> bool:
+        """Whether the session holds changes that differ from its snapshot."""
+        return self._tree.mutations > 0 and not status_of(self._tree).is_empty()
+
+    @property
+    def store(self) -> SessionStore:
+        """A Zarr store on this session; all stores of a session show the same state."""
+        from vstore.store import SessionStore
+
+        return SessionStore(self, read_only=self._is_read_only and not self._is_copy)
+
+    def totals(self, path: str = "") -> Totals:
+        """Return count and bytes of the chunks of all arrays at and below `path`; reads no chunk."""
+        return totals_below(self._tree, normalize_prefix(path))
+
+    def status(self) -> Diff:
+        """Return what this session changed since its snapshot, by content."""
+        return status_of(self._tree)
+
+    def __repr__(self) -> str:
+        mode = "read-only" if self._is_read_only else f"branch {self._branch!r}"
+        return f"<vstore.Session {mode}, snapshot {self.snapshot_id[:12]}, {self._handle.storage.url}>"
+
+    # --- committing ------------------------------------------------------------------------------------------
+
+    def commit(
+        self, message: str, metadata: Mapping[str, Any] | None = None, *, allow_empty: bool = False
+    ) -> str:
+        """Make the session's changes the branch's new head, atomically, and return the new snapshot's id.
+
+        Afterwards the session is read-only, on that snapshot. If all that was written equals the head, nothing is
+        made and the head's id is returned, unless `allow_empty`.
+
+        Raises `NothingToCommitError` if nothing was written; `ConflictError` if the branch moved (the session keeps
+        its changes); `CommitOutcomeUnknownError` if the storage can't tell whether it landed (call again to find
+        out). On any error nothing is visible and nothing is lost.
+        """
+        return self._commit(OperationKind.COMMIT, message, metadata, allow_empty)
+
+    def amend(
+        self, message: str, metadata: Mapping[str, Any] | None = None, *, allow_empty: bool = False
+    ) -> str:
+        """Replace the branch's head by a snapshot with this session's changes on top of it.
+
+        The new snapshot has the head's parents; the old head stays readable by its id until it expires. Raises what
+        `commit` raises, and `SessionStateError` for the first snapshot, which has no parent.
+        """
+        if not self._entry.parents:
+            raise SessionStateError("the first snapshot of a repository can't be amended. Use commit().")
+        return self._commit(OperationKind.AMEND, message, metadata, allow_empty)
+
+    def flush(self, message: str, metadata: Mapping[str, Any] | None = None) -> str:
+        """Save the session's changes as a snapshot that no branch holds, and return its id.
+
+        The branch does not move, and may have moved; the session is read-only afterwards. The snapshot can become a
+        branch (`repo.create_branch`, `repo.reset_branch`); if no ref reaches it, it expires in time.
+        """
+        return self._commit(OperationKind.FLUSH, message, metadata, True)
+
+    def _commit(
+        self, kind: OperationKind, message: str, metadata: Mapping[str, Any] | None, allow_empty: bool
+    ) -> str:
+        if not isinstance(message, str):
+            raise InvalidInputError(f"a commit message is a str, not a {type(message).__name__}")
+        try:
+            message.encode()
+        except UnicodeEncodeError:
+            raise InvalidInputError(f"the commit message {message!r} is not valid Unicode") from None
+        encode_metadata(metadata)
+        encoded = encode_metadata({**self._default_metadata, **(metadata or {})})
+        return run_shielded(lambda: self._commit_encoded(kind, message, encoded, allow_empty))
+
+    def _commit_encoded(self, kind: OperationKind, message: str, encoded: bytes, allow_empty: bool) -> str:
+        with self._lock:
+            landed = self._settle_doubt()
+            if landed is not None:
+                return landed
+            self._require_writable()
+            if self._tree.mutations == 0 and not allow_empty and kind != OperationKind.AMEND:
+                raise NothingToCommitError(
+                    "nothing was written in this session. Write something, or pass allow_empty=True."
+                )
+            return self._commit_request(self._request(kind, message, encoded, allow_empty))
+
+    def _request(
+        self, kind: OperationKind, message: str, metadata: bytes, allow_empty: bool
+    ) -> CommitRequest:
+        parents: tuple[SnapshotEntry, ...] = (self._entry,)
+        if kind == OperationKind.AMEND:
+            allow_empty = True
+            with self._handle.catalog.reading() as view:
+                parents = tuple(require_entry(view, parent) for parent in self._entry.parents)
+        branch = None if kind == OperationKind.FLUSH else self._branch
+        return CommitRequest(kind, message, metadata, branch, self._entry.id, parents, allow_empty)
+
+    def _commit_request(self, request: CommitRequest) -> str:
+        tree = self._tree
+        with tree.lock:
+            tree.closed = (
+                "this session is being committed; what is written meanwhile would be lost. Wait for it."
+            )
+        try:
+            snapshot = self._commit_frozen(request)
+        except BaseException:
+            tree.closed = None
+            raise
+        tree.closed = "this session was committed. Open a new one with repo.writable_session(branch)."
+        return snapshot
+
+    def _commit_frozen(self, request: CommitRequest) -> str:
+        prepared = prepare(self._handle, self._tree, request)
+        if isinstance(prepared, Unchanged):
+            self._unregister()
+            self._become_read_only(self._entry, self._tree.nodes.root)
+            return self.snapshot_id
+        self._in_doubt, self._mutations_in_doubt = prepared, self._tree.mutations
+        try:
+            publish(self._handle, prepared, self._id if self._is_registered else None)
+        except (StorageError, KeyboardInterrupt):
+            # Whether it landed is asked when the session is used again.
+            raise
+        except Exception:
+            self._in_doubt = None
+            raise
+        self._in_doubt = None
+        self._become_read_only(prepared.entry, prepared.root)
+        return self.snapshot_id
+
+    def _settle_doubt(self) -> str | None:
+        """Find out whether an earlier commit of this session landed although it did not say so."""
+        prepared = self._in_doubt
+        if prepared is None:
+            return None
+        if not settle(self._handle, prepared):
+            self._in_doubt = None
+            return None
+        self._in_doubt = None
+        if self._tree.mutations != self._mutations_in_doubt:
+            raise SessionStateError(
+                f"the earlier commit of this session, whose outcome was unknown, landed as {prepared.entry.id.hex()}. "
+                "What was written since is not in it: open a new session on the branch and write that again, or "
+                "keep it with flush(message)."
+            )
+        self._become_read_only(prepared.entry, prepared.root)
+        return self.snapshot_id
+
+    def _become_read_only(self, entry: SnapshotEntry, root: Child | None) -> None:
+        """Show a snapshot from now on. Nothing here may fail: the commit has landed."""
+        old = self._tree
+        self._entry = entry
+        self._is_read_only = True
+        self._is_registered = False
+        self._tree = self._clean_tree(self._handle.blobs_for(entry.id), root)
+        if isinstance(old.own, BlobWriter):
+            old.own.close()
+
+    def discard_changes(self) -> None:
+        """Forget everything that was written in this session; it stays writable, on the same snapshot."""
+        with self._lock:
+            self._require_writable()
+            old = self._tree
+            self._tree = self._clean_tree(old.blobs, old.nodes.root)
+            self._tree.mutations = old.mutations + 1
+            old.closed = "the changes of this session were discarded while this was being written"
+            old.writer.close()
+            self._unregister()
+
+    def close(self) -> None:
+        """Let go of what the session holds; uncommitted changes are lost. May be called again."""
+        with self._lock:
+            old = self._tree
+            if not isinstance(old.own, BlobWriter):
+                return
+            self._is_read_only = True
+            self._tree = self._clean_tree(old.blobs, old.nodes.root)
+            old.closed = "this session was closed. Open a new one with repo.writable_session(branch)."
+            old.own.close()
+            with contextlib.suppress(StorageError):
+                # If it can't be said now, the entry stays, and gc names it.
+                self._unregister()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _require_writable(self) -> None:
+        if self._is_copy:
+            raise ReadOnlyError(
+                "this is a copy of a session that came through pickle, and the changes of a copy would be lost. Write "
+                "through the session itself, in its own process."
+            )
+        if self._is_read_only:
+            raise ReadOnlyError(
+                "this session is read-only: it was opened so, committed or closed. Open a new one with "
+                "repo.writable_session(branch)."
+            )
+
+    def _register(self) -> None:
+        """Tell the catalog that packs of this session come before its commit, so that gc leaves them alone."""
+        now = self._handle.clock.now_us()
+        with self._handle.catalog.reading() as view:
+            entry = SessionEntry(self._id, view.epoch, now, now + SESSION_REGISTRATION_US)
+        self._update_registration(OperationKind.OPEN_SESSION, OpenSession(entry))
+        self._is_registered = True
+
+    def _unregister(self) -> None:
+        """Tell the catalog that this session's packs need no protection any more."""
+        if self._is_registered:
+            self._update_registration(OperationKind.CLOSE_SESSION, CloseSession(self._id))
+            self._is_registered = False
+
+    def _update_registration(self, kind: OperationKind, update: OpenSession | CloseSession) -> None:
+        handle = self._handle
+        with handle.catalog.reading() as view:
+            condition, since = require_online(view), view.sequence
+        transaction = Transaction(
+            new_transaction_id(), since, kind, handle.clock.now_us(), handle.author, (condition,), (update,)
+        )
+        if not isinstance(handle.catalog.update(transaction), Applied):
+            raise StorageError("the repository's status changed meanwhile; try again")
+
+    # --- for stores ------------------------------------------------------------------------------------------
+
+    @property
+    def tree(self) -> Worktree:
+        """The worktree that this session's stores read and write."""
+        return self._tree
+
+    def tree_for_writing(self) -> Worktree:
+        """Return the worktree, or raise `ReadOnlyError` saying what to do instead."""
+        if self._is_read_only or self._is_copy:
+            self._require_writable()
+        return self._tree
+
+    @property
+    def state_token(self) -> tuple[object, ...]:
+        """What identifies the state that this session shows: equal tokens, equal content."""
+        repository = self._handle.catalog.identity.repository.hex()
+        token: tuple[object, ...] = ("vstore", repository, self.snapshot_id)
+        return (*token, self._id.hex(), self._tree.mutations) if self._tree.mutations else token
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Session):
+            return NotImplemented
+        mine, others = self._handle.catalog.identity, other._handle.catalog.identity
+        return mine.repository == others.repository and self._id == other._id
+
+    def __hash__(self) -> int:
+        return hash((self._handle.catalog.identity.repository, self._id))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        with self._lock:
+            changes = freeze(self._tree) if self._tree.mutations else None
+            was_writable = not self._is_read_only or self._is_copy
+            return (_unpickle, (self._handle, self._entry, self._branch, self._id, was_writable, changes))
+
+    commit_async = async_twin(commit)
+    amend_async = async_twin(amend)
+    flush_async = async_twin(flush)
+    discard_changes_async = async_twin(discard_changes)
+    status_async = async_twin(status)
+
+
+def _unpickle(
+    handle: Handle,
+    entry: SnapshotEntry,
+    branch: str | None,
+    session: SessionId,
+    was_writable: bool,
+    changes: FrozenChanges | None,
+) -> Session:
+    """Return a copy of a session: it reads what the original read when it was pickled, and can't write."""
+    copy = Session(handle, entry)
+    copy._branch = branch
+    copy._id = session
+    copy._is_copy = was_writable
+    if changes is not None:
+        copy._tree = thaw(copy._tree, changes)
+    return copy
