@@ -129,32 +129,32 @@ class BlobReader:
 
     # --- bytes -----------------------------------------------------------------------------------------------
 
-    def whole(self, ref: BlobRef, what: str) -> memoryview:
-        """Return a whole blob, verified against its digest."""
+    def whole(self, ref: BlobRef, what: str, *, verify: bool = True) -> memoryview:
+        """Return a whole blob, verified against its digest unless that was done before."""
+        if not verify:
+            return self._with_recovery(ref, what, self._read)
         data = self._from_stretch(ref)
         if data is not None and blake3_digest(data) == ref.digest:
             return data
         return self._with_recovery(ref, what, lambda at: self._verified(at, self._read(at), what))
 
-    def unverified(self, ref: BlobRef, what: str) -> memoryview:
-        """Return a whole blob that this process has verified before."""
-        return self._with_recovery(ref, what, self._read)
-
-    def span(self, ref: BlobRef, span: ByteSpan, what: str) -> memoryview:
-        """Return a verified range of a blob."""
+    def span(self, ref: BlobRef, span: ByteSpan, what: str, *, verify: bool = True) -> memoryview:
+        """Return a range of a blob, verified unless the whole blob was before."""
+        if not verify:
+            return self._with_recovery(ref, what, lambda at: self._read(_part(at, span)))
         if ref.length <= CHECK_BLOCK_BYTES:
             return self.whole(ref, what)[span.start : span.stop]
         return self._with_recovery(ref, what, lambda at: self._read_span(at, span, what))
 
-    async def whole_async(self, ref: BlobRef, what: str, *, verify: bool = True) -> memoryview:
-        """Do what `whole` does (or `unverified`) without blocking the event loop."""
+    async def whole_async(self, ref: BlobRef, what: str) -> memoryview:
+        """Do what `whole` does without blocking the event loop."""
         try:
             data = await self.storage.read_async(pack_name(ref.pack), ref.offset, ref.length)
         except ObjectNotFoundError:
             return await _in_thread(self.whole, ref, what)
         except CorruptionError as error:
             raise _named(error, what) from None
-        return self._verified(ref, data, what) if verify else data
+        return self._verified(ref, data, what)
 
     async def span_async(self, ref: BlobRef, span: ByteSpan, what: str) -> memoryview:
         """Do what `span` does without blocking the event loop."""
@@ -252,6 +252,10 @@ class BlobReader:
             )
         except FormatError as error:
             raise type(error)(f"{name} of {self.storage.url}: {error.message}") from None
+
+
+def _part(ref: BlobRef, span: ByteSpan) -> BlobRef:
+    return ref._replace(offset=ref.offset + span.start, length=span.stop - span.start)
 
 
 def _named(error: CorruptionError, what: str) -> CorruptionError:

@@ -89,19 +89,18 @@ class ContentReader:
             return self.read(source, span, what)
         if span is not None:
             return await self.blobs.span_async(source.ref, span, what)
-        data = await self.blobs.whole_async(source.ref, what, verify=not source.is_verified)
+        data = await self.blobs.whole_async(source.ref, what)
         source.mark_verified()
         return data
 
     def _read_stored(self, source: StoredChunk, span: ByteSpan | None, what: str) -> BytesLike:
-        if source.is_verified and (span is None or self.blobs.storage.is_local):
-            data = self.blobs.unverified(source.ref, what)
-        elif span is not None:
-            return self.blobs.span(source.ref, span, what)
-        else:
-            data = self.blobs.whole(source.ref, what)
-            source.mark_verified()
-        return data if span is None else data[span.start : span.stop]
+        # What lies on a local disk is trusted once it was verified; what comes over a network is not.
+        is_trusted = source.is_verified and self.blobs.storage.is_local
+        if span is not None:
+            return self.blobs.span(source.ref, span, what, verify=not is_trusted)
+        data = self.blobs.whole(source.ref, what, verify=not is_trusted)
+        source.mark_verified()
+        return data
 
     def _read_unstored(self, source: bytes | OwnBlob | VirtualRange) -> BytesLike:
         if isinstance(source, bytes):

@@ -126,13 +126,16 @@ class NodeTable:
     def is_value_hidden(self, key: str) -> bool:
         return bool(self.hidden) and any(above in self.hidden for above in iter_ancestors(key))
 
-    def owner(self, key: str) -> NodeState | None:
-        """Return the nearest array above `key`, whose chunk it may name."""
+    def iter_owners(self, key: str) -> Iterator[NodeState]:
+        """Yield the arrays above `key`, nearest first, whose chunk it may name; there is hardly ever a second."""
         for path in iter_ancestors(key):
             state = self.node(path)
             if state is not None and state.array is not None:
-                return state
-        return None
+                yield state
+
+    def owner(self, key: str) -> NodeState | None:
+        """Return the nearest array above `key`."""
+        return next(self.iter_owners(key), None)
 
     # --- listing ---------------------------------------------------------------------------------------------
 
@@ -174,8 +177,10 @@ class NodeTable:
     def child_names(self, folder: str) -> set[str]:
         """Return the first parts of what lies below `folder`: nodes and plain values, not chunks."""
         prefix = f"{folder}/" if folder else ""
-        names = {name[len(prefix) :].partition("/")[0] for name in self.iter_nodes(prefix) if name}
-        return names | {key[len(prefix) :].partition("/")[0] for key in self.iter_values(prefix)}
+        names = {name[len(prefix) :].partition("/")[0] for name in self.iter_nodes(prefix)}
+        names |= {key[len(prefix) :].partition("/")[0] for key in self.iter_values(prefix)}
+        # The root lies in itself, and a key may end in a slash.
+        return names - {""}
 
 
 def _bounds(space: bytes, prefix: str) -> tuple[bytes, bytes]:

@@ -74,11 +74,29 @@ def _reshaped(
                 tree.release(ref)
             return NodeState(path, old.node_id, documents, spec, old.array)
         _release_chunks(tree, old)
+    _refuse_shared_keys(tree, path, spec.array)
     array = _new_array(tree, path, spec.array)
     state = NodeState(path, array.node_id, documents, spec, array)
     tree.nodes.drafts[path] = state
     _adopt_values(tree, state, array)
     return state
+
+
+def _refuse_shared_keys(tree: Worktree, path: str, spec: ArraySpec) -> None:
+    """Raise `InvalidInputError` if chunks of a new array would be spelt like those of an array above it."""
+    if spec.encoding is None:
+        return
+    key = join_key(path, spec.encoding.encode((0,) * spec.ndim))
+    for outer in tree.nodes.iter_owners(path):
+        if outer.array is None or outer.array.spec.encoding is None:
+            continue
+        if not isinstance(
+            outer.array.spec.encoding.decode(key[len(outer.path) + 1 if outer.path else 0 :]), NotAChunk
+        ):
+            raise InvalidInputError(
+                f"{path!r} can't be an array: its chunks would have the keys of array {outer.path!r}'s chunks. Put it "
+                "elsewhere."
+            )
 
 
 def _new_array(tree: Worktree, path: str, spec: ArraySpec) -> ArrayState:

@@ -102,20 +102,13 @@ class Worktree:
         document = split_document_key(key)
         if document is not None:
             return Document(*document)
-        owner = self.nodes.owner(key)
-        if owner is None or owner.array is None or owner.array.spec.encoding is None:
-            return Value(key, None)
-        spec = owner.array.spec
-        index = owner.array.spec.encoding.decode(key[len(owner.path) + 1 if owner.path else 0 :])
-        if index is NotAChunk.WRONG_DIMENSIONS:
-            return Value(
-                key, f"it should have {spec.ndim} chunk indices, as array {owner.path!r} has dimensions"
-            )
-        if isinstance(index, NotAChunk):
-            return Value(key, None)
-        if not spec.contains(index):
-            return Value(key, f"chunk {index} is outside the chunk grid {spec.grid} of array {owner.path!r}")
-        return Chunk(owner.path, owner.array, index)
+        why = None
+        for owner in self.nodes.iter_owners(key):
+            route = _route_in_array(key, owner)
+            if isinstance(route, Chunk):
+                return route
+            why = why or route
+        return Value(key, why)
 
     # --- reading ---------------------------------------------------------------------------------------------
 
@@ -353,3 +346,18 @@ class Worktree:
         if not edited and not self.nodes.has_base_values(prefix):
             return iter(())
         return self.nodes.iter_values(prefix)
+
+
+def _route_in_array(key: str, owner: NodeState) -> Chunk | str | None:
+    """Return the chunk of `owner` that `key` names, or why it names none although it looks like it."""
+    array = owner.array
+    if array is None or array.spec.encoding is None:
+        return None
+    index = array.spec.encoding.decode(key[len(owner.path) + 1 if owner.path else 0 :])
+    if index is NotAChunk.WRONG_DIMENSIONS:
+        return f"it should have {array.spec.ndim} chunk indices, as array {owner.path!r} has dimensions"
+    if isinstance(index, NotAChunk):
+        return None
+    if not array.spec.contains(index):
+        return f"chunk {index} is outside the chunk grid {array.spec.grid} of array {owner.path!r}"
+    return Chunk(owner.path, array, index)

@@ -134,6 +134,13 @@ def test_after_close_there_is_one_file(catalog, folder):
     assert os.listdir(folder) == [SQLITE_FILE]
 
 
+def test_close_also_closes_what_is_in_use_when_it_returns(catalog, folder):
+    with catalog.reading() as view, catalog.reading():
+        catalog.close()
+        assert view.ref(BRANCH, MAIN) == ROOT.id
+    assert os.listdir(folder) == [SQLITE_FILE]
+
+
 def test_a_handle_that_is_dropped_closes_its_connections(folder):
     folder.mkdir()
     catalog = create(folder)

@@ -1,0 +1,67 @@
+"""Repositories whose requests go through a `FaultPlan`: of the storage, and where that is SQLite's, of the catalog."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import vstore
+from tests.repositories import HandClock, Place
+from vstore.blobs.spill import PackSpill
+from vstore.blobs.virtual import VirtualReader
+from vstore.catalog.base import Catalog, CatalogView, Identity, Outcome, Transaction
+from vstore.catalog.location import open_catalog
+from vstore.catalog.log import LogCatalog
+from vstore.config import RepositoryConfig
+from vstore.errors import CommitOutcomeUnknownError, OutcomeUnknownError
+from vstore.handle import Handle
+from vstore.storage.location import open_storage
+from vstore.testing.faults import FaultPlan, FaultyStorage
+
+
+class FaultyCatalog:
+    """A `Catalog` that keeps its state elsewhere than in the storage; each view and update is a request."""
+
+    def __init__(self, inner: Catalog, plan: FaultPlan) -> None:
+        self.inner = inner
+        self.plan = plan
+
+    @property
+    def identity(self) -> Identity:
+        return self.inner.identity
+
+    def reading(self) -> AbstractContextManager[CatalogView]:
+        return self.plan.run("reading", "catalog", self.inner.reading)
+
+    def check_writable(self) -> None:
+        self.inner.check_writable()
+
+    def update(self, transaction: Transaction) -> Outcome:
+        try:
+            return self.plan.run(
+                "update", transaction.kind.name, lambda: self.inner.update(transaction), makes=True
+            )
+        except OutcomeUnknownError as error:
+            text = transaction.transaction.hex()
+            raise CommitOutcomeUnknownError(error.message, transaction_id=text) from error
+
+    def check(self) -> list[str]:
+        return self.inner.check()
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+def open_faulty(
+    place: Place, plan: FaultPlan, storage_type: type[FaultyStorage] = FaultyStorage
+) -> vstore.Repository:
+    """Open the repository at `place` with all its requests in `plan`. Waits between tries take no time."""
+    bare = open_storage(place.location)
+    storage = storage_type(bare, plan)
+    clock = HandClock()
+    catalog: Any
+    if place.kind == "sqlite":
+        catalog = FaultyCatalog(open_catalog(bare, PackSpill(bare)), plan)
+    else:
+        catalog = LogCatalog.open(storage, PackSpill(storage), clock=clock)
+    return vstore.Repository(Handle(storage, catalog, VirtualReader(), RepositoryConfig(), "ada", clock))
