@@ -7,6 +7,7 @@ what was acknowledged is there; and a session that lives on can be committed aga
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,10 +67,16 @@ class Scenario:
         kept = {key: value for key, value in BASE.items() if not key.startswith(f"{self.deleted}/")}
         return kept | self.edits
 
-    def run(self, session: Session) -> str:
+    def write(self, session: Session) -> None:
         session.tree_for_writing().delete_folder(self.deleted)
         write(session, self.edits)
+
+    def finish(self, session: Session) -> str:
         return str(getattr(session, self.method)("the change"))
+
+    def run(self, session: Session) -> str:
+        self.write(session)
+        return self.finish(session)
 
 
 SCENARIOS = {
@@ -154,13 +161,11 @@ def each_request(kind: str, name: str, faults: tuple[Fault, ...]) -> Iterator[tu
 def test_a_crash_at_each_request_leaves_the_old_state_or_the_new(kind: str, name: str) -> None:
     for trial, number, fault in each_request(kind, name, CRASHES):
         acknowledged = None
-        try:
+        with suppress(SimulatedCrash):
             acknowledged = trial.scenario.run(trial.session)
-        except SimulatedCrash:
-            pass
-        # Background seals may make fewer requests before the end this time: then all went well.
-        assert acknowledged is None or number >= 5, "the crash was swallowed"
-        assert trial.plan.crashed == (acknowledged is None), (number, fault)
+        # All may go well where seals in the background made fewer requests than when they were counted, or where the
+        # request fails by itself.
+        assert trial.plan.crashed == (acknowledged is None), f"swallowed at {number}: {fault}"
         trial.plan.reset()
         trial.verify(acknowledged)
 
@@ -168,18 +173,19 @@ def test_a_crash_at_each_request_leaves_the_old_state_or_the_new(kind: str, name
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_an_error_at_each_request_leaves_a_session_that_can_commit(kind: str, name: str) -> None:
     for trial, number, fault in each_request(kind, name, LIVE_FAULTS):
-        request = None
-        acknowledged = None
-        for _ in range(2):
-            try:
-                acknowledged = trial.scenario.run(trial.session)
-                break
-            except vstore.StorageError:
-                request = trial.plan.requests[number]
-                trial.verify()
-        assert acknowledged is not None, f"could not be committed again after {fault} at {request}"
+        steps = [trial.scenario.write, trial.scenario.finish]
+        try:
+            for step in list(steps):
+                step(trial.session)
+                steps.remove(step)
+        except vstore.StorageError:
+            trial.verify()
+            # What failed is done again, and what follows.
+            for step in steps:
+                step(trial.session)
+        acknowledged = trial.session.snapshot_id
+        assert acknowledged != trial.before, f"not committed after {fault} at {trial.plan.requests[number]}"
         trial.verify(acknowledged)
-        assert trial.session.snapshot_id == acknowledged
         assert contents(trial.session) == trial.scenario.after
         # What was on its way lands at last.
         trial.plan.land()

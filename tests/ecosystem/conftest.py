@@ -7,8 +7,12 @@ import pytest
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        params = (
+            item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        )
         for mark in item.iter_markers("skip_if_param"):
-            wanted = {name: value for name, value in mark.kwargs.items() if name not in ("reason", "condition")}
+            wanted = {
+                name: value for name, value in mark.kwargs.items() if name not in ("reason", "condition")
+            }
             if mark.kwargs.get("condition", True) and wanted.items() <= params.items():
                 item.add_marker(pytest.mark.skip(reason=mark.kwargs.get("reason", "by xarray's own mark")))

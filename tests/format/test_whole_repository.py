@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import zarr
-from tests.format.independent_reader import read_snapshot
 
 import vstore
+from tests.format.independent_reader import read_snapshot
 from vstore.keys.objects import pack_name
 from vstore.keys.zarr import join_key
 from vstore.worktree.listing import iter_keys
@@ -26,7 +26,9 @@ def make_history(repository: vstore.Repository) -> list[str]:
     many[80_000:80_010] = 7
     large = group.create_array("large", shape=(4, 90_000), chunks=(1, 90_000), dtype="u1", compressors=None)
     large[:3] = rng.integers(0, 256, (3, 90_000))
-    zarr.create_array(session.store, name="v2", shape=(6, 6), chunks=(2, 3), dtype="f4", zarr_format=2)[:] = 1.5
+    zarr.create_array(session.store, name="v2", shape=(6, 6), chunks=(2, 3), dtype="f4", zarr_format=2)[:] = (
+        1.5
+    )
     session.tree.set("loose/key", rng.bytes(9000))
     made.append(session.commit("first"))
     for step in range(6):
@@ -50,12 +52,16 @@ def test_two_readers_agree_on_every_snapshot(tmp_path: Path) -> None:
         with repository.handle.catalog.reading() as view:
             entry = view.snapshot(bytes.fromhex(snapshot))  # type: ignore[arg-type]
         assert entry is not None
-        found = read_snapshot(lambda pack: (tmp_path / "repository" / pack_name(pack)).read_bytes(), entry.ref)
+        found = read_snapshot(
+            lambda pack: (tmp_path / "repository" / pack_name(pack)).read_bytes(), entry.ref
+        )
         theirs = {}
         for key, data in found.items():
             if isinstance(key, tuple):
                 state = session.tree.nodes.node(key[0])
-                assert state is not None and state.array is not None and state.array.spec.encoding is not None
+                assert state is not None
+                assert state.array is not None
+                assert state.array.spec.encoding is not None
                 key = join_key(key[0], state.array.spec.encoding.encode(key[1]))
             theirs[key] = data
         assert theirs == {key: session.tree.read(key) for key in iter_keys(session.tree, "")}

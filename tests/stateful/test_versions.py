@@ -48,7 +48,9 @@ def array_3(shape: tuple[int, ...], encoding: str, separator: str, dtype: str) -
 
 def array_2(shape: tuple[int, ...], separator: str) -> bytes:
     fields = {"zarr_format": 2, "shape": shape, "chunks": [1] * len(shape), "dtype": "<i4", "order": "C"}
-    return json.dumps({**fields, "dimension_separator": separator, "compressor": None, "filters": None}).encode()
+    return json.dumps(
+        {**fields, "dimension_separator": separator, "compressor": None, "filters": None}
+    ).encode()
 
 
 shapes = st.sampled_from([(), (3,), (5,), (2, 3), (4, 2)])

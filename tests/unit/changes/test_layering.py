@@ -15,12 +15,18 @@ def random_manifest(rng: np.random.Generator, count: int) -> Manifest:
     """Return `count` refs of all kinds at random positions below 200."""
     positions = np.sort(rng.choice(200, count, replace=False)).astype(np.uint16)
     kinds = rng.choice([0, 0, 0, 1, 2, 2, 3], count).astype(np.uint8)
-    stored, inline, virtual = (kinds == kind for kind in (ChunkKind.STORED, ChunkKind.INLINE, ChunkKind.VIRTUAL))
+    stored, inline, virtual = (
+        kinds == kind for kind in (ChunkKind.STORED, ChunkKind.INLINE, ChunkKind.VIRTUAL)
+    )
     sources = np.select([stored, virtual], [rng.integers(0, 3, count), rng.integers(0, 4, count)], 0)
-    lengths = np.select([stored | virtual, inline], [rng.integers(1, 10**6, count), rng.integers(1, 5, count)], 0)
+    lengths = np.select(
+        [stored | virtual, inline], [rng.integers(1, 10**6, count), rng.integers(1, 5, count)], 0
+    )
     inline_lengths = np.where(inline, lengths, 0)
     offsets = np.select(
-        [stored | virtual, inline], [rng.integers(0, 2**40, count), np.cumsum(inline_lengths) - inline_lengths], 0
+        [stored | virtual, inline],
+        [rng.integers(0, 2**40, count), np.cumsum(inline_lengths) - inline_lengths],
+        0,
     )
     digests = np.where(stored[:, None], rng.integers(0, 256, (count, 32)), 0).astype(np.uint8)
     return Manifest(
