@@ -34,7 +34,7 @@ from vstore.catalog.log_head import KEPT_RECORDS, Head, LogReader, Newest
 from vstore.catalog.log_patience import Patience
 from vstore.catalog.log_probe import probe
 from vstore.catalog.log_state import POLICY, LogView, apply, plan_spill, spill
-from vstore.catalog.state import Plan, decode_identity, encode_identity, find_damage, plan
+from vstore.catalog.state import Plan, decode_identity, encode_identity, find_damage, plan, plan_no_operation
 from vstore.clock import SYSTEM_CLOCK, Clock
 from vstore.errors import (
     AccessDeniedError,
@@ -58,8 +58,7 @@ from vstore.format.log_record import (
     encode_record,
     encode_tombstone,
 )
-from vstore.format.record import Operation, OperationKind
-from vstore.ids import TransactionId, new_nonce, new_transaction_id
+from vstore.ids import TransactionId, new_nonce
 from vstore.keys.objects import LATEST, REPO, log_name
 from vstore.storage.base import Storage
 from vstore.tree import PageSink, PageStore
@@ -223,7 +222,11 @@ class LogCatalog:
             if refusals and transaction.transaction not in self._unsettled:
                 return Refused(refusals, view.sequence, view.epoch)
             # Refused while an earlier try may still land on the next number: take that number, then look again.
-            planned = self._no_operation(view) if refusals else plan(view, transaction, view.sequence + 1)
+            planned = (
+                plan_no_operation(view, transaction)
+                if refusals
+                else plan(view, transaction, view.sequence + 1)
+            )
             landed = self._append(head.record, planned, None if refusals else transaction, patience)
         except (StorageError, FormatError) as error:
             if transaction.transaction not in self._unsettled:
@@ -238,18 +241,6 @@ class LogCatalog:
         """Forget a lost reply once the number that it was for is taken: by another, as `head` lacks this one."""
         if self._unsettled.get(transaction.transaction, head.sequence + 1) <= head.sequence:
             self._unsettled.pop(transaction.transaction, None)
-
-    def _no_operation(self, view: LogView) -> Plan:
-        operation = Operation(
-            view.sequence + 1,
-            new_transaction_id(),
-            OperationKind.NO_OPERATION,
-            self._clock.now_us(),
-            "",
-            (),
-            {},
-        )
-        return Plan(operation, (), (), view.epoch)
 
     def _append(
         self, record: LogRecord, planned: Plan, transaction: Transaction | None, patience: Patience

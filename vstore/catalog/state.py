@@ -35,6 +35,7 @@ from vstore.catalog.base import (
 from vstore.errors import FormatError, InvalidInputError, UnsupportedFormatError
 from vstore.format.record import (
     Operation,
+    OperationKind,
     PackMark,
     PackState,
     RefChange,
@@ -49,7 +50,16 @@ from vstore.format.record import (
     session_from_wire,
 )
 from vstore.format.refs import BlobRef, message_shape, pack_message, unpack_message
-from vstore.ids import DIGEST_SIZE, PACK_ID_SIZE, PackId, RepositoryId, SessionId, SnapshotId, TransactionId
+from vstore.ids import (
+    DIGEST_SIZE,
+    PACK_ID_SIZE,
+    PackId,
+    RepositoryId,
+    SessionId,
+    SnapshotId,
+    TransactionId,
+    new_transaction_id,
+)
 
 
 class Space(IntEnum):
@@ -155,6 +165,13 @@ def plan(view: StateView, transaction: Transaction, sequence: int) -> Plan:
         transaction.details,
     )
     return Plan(_checked_operation(operation), tuple(entries), tuple(edits), epoch)
+
+
+def plan_no_operation(view: StateView, transaction: Transaction) -> Plan:
+    """Return an operation that changes nothing, to take the number under which `transaction` might still appear."""
+    kind = OperationKind.NO_OPERATION
+    operation = Operation(view.sequence + 1, new_transaction_id(), kind, transaction.time_us, "", (), {})
+    return Plan(operation, (), (), view.epoch)
 
 
 def _plan_ref(

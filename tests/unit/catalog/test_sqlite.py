@@ -15,6 +15,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,11 @@ from vstore.catalog.base import (
     AddSnapshot,
     Applied,
     DropRef,
+    EpochIs,
     MarkPacks,
     OpenSession,
     RefIs,
+    Refused,
     SetRef,
     SetValue,
     Transaction,
@@ -52,7 +55,7 @@ from vstore.errors import (
     UnsupportedFormatError,
     VStoreError,
 )
-from vstore.format.record import PackMark, PackState, SessionEntry
+from vstore.format.record import OperationKind, PackMark, PackState, SessionEntry
 from vstore.ids import SessionId, SnapshotId
 from vstore.keys.objects import SQLITE_FILE
 from vstore.testing.catalog_contract import (
@@ -434,16 +437,50 @@ def test_cut_files_are_noticed(specimen, tmp_path):
         assert assert_unchanged_or_noticed(tmp_path, data[:length], seen, length)
 
 
-def test_serial_types_of_index_keys_are_noticed(specimen, tmp_path):
-    # A blob that became text sorts elsewhere: the id is in the index, but no search finds it.
+def test_flips_around_the_keys_of_the_index_are_noticed(specimen, tmp_path):
+    # Before an id is its type: a blob that became text sorts elsewhere. Behind it is the number of its row.
     data, seen = specimen
-    for snapshot in IDS[:1]:
-        position = data.find(snapshot)
-        while position >= 0:
-            for back in range(1, 12):
-                damaged = flipped(data, position - back, 1)
-                assert_unchanged_or_noticed(tmp_path, damaged, seen, (position, back))
-            position = data.find(snapshot, position + 1)
+    snapshot = seen["operations"][12].changes[0].after
+    position = data.find(snapshot)
+    while position >= 0:
+        for offset in (*range(-6, 0), *range(32, 37)):
+            for mask in (1, 2, 4, 8):
+                damaged = flipped(data, position + offset, mask)
+                assert_unchanged_or_noticed(tmp_path, damaged, seen, (position, offset, mask))
+        position = data.find(snapshot, position + 1)
+
+
+def test_rows_out_of_order_are_noticed(specimen, tmp_path):
+    data, seen = specimen
+    for start in range(0, len(data), 1024):
+        header = start + (100 if start == 0 else 0)
+        is_leaf, count = data[header] in (0x0A, 0x0D), int.from_bytes(data[header + 3 : header + 5], "big")
+        for cell in range(count - 1 if is_leaf else 0):
+            pointers = header + 8 + 2 * cell
+            damaged = bytearray(data)
+            damaged[pointers : pointers + 4] = (
+                data[pointers + 2 : pointers + 4] + data[pointers : pointers + 2]
+            )
+            assert_unchanged_or_noticed(tmp_path, bytes(damaged), seen, (start, cell))
+
+
+def test_what_was_verified_stays_so_over_own_commits(catalog, monkeypatch):
+    from vstore.catalog.sqlite.view import SqliteView
+
+    loaded: list[str] = []
+    load = SqliteView._load_table
+    monkeypatch.setattr(
+        SqliteView, "_load_table", lambda view, table: (loaded.append(table), load(view, table))[1]
+    )
+    for number in range(5):
+        assert isinstance(catalog.update(tag(f"v{number}")), Applied)
+    assert loaded == ["state"]
+    other = SqliteCatalog.open(catalog.directory)
+    assert isinstance(other.update(tag("another")), Applied)
+    assert loaded == ["state"] * 2
+    assert isinstance(catalog.update(tag("last")), Applied)
+    assert loaded == ["state"] * 3
+    other.close()
 
 
 def test_check_notices_what_reading_notices(specimen, tmp_path):
@@ -657,6 +694,25 @@ def test_an_error_at_commit_is_looked_into(catalog, monkeypatch, applied):
     assert catalog.update(wanted) == outcome
     assert sequence_of(catalog) == 1
     catalog.close()
+
+
+def test_a_refusal_after_an_unclear_commit_is_final(catalog, monkeypatch):
+    """What the failed try left in the write-ahead log must not come back when it is next recovered."""
+    catalog.close()
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, **k, factory=FailingCommit))
+    monkeypatch.setattr(FailingCommit, "applied", False)
+    monkeypatch.setattr(FailingCommit, "armed", 1)
+    wanted = tag("v1")
+    with pytest.raises(CommitOutcomeUnknownError):
+        catalog.update(wanted)
+    stricter = replace(wanted, preconditions=(EpochIs(7),))
+    assert isinstance(catalog.update(stricter), Refused)
+    with catalog.reading() as view:
+        kinds = [operation.kind for operation in view.iter_operations()]
+    assert kinds == [OperationKind.NO_OPERATION, OperationKind.CREATE_REPOSITORY]
+    assert isinstance(catalog.update(stricter), Refused)
+    assert sequence_of(catalog) == 1
 
 
 # --- forks -----------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ from vstore.catalog.sqlite.rows import (
     write_state,
 )
 from vstore.catalog.sqlite.view import SqliteView, Verified
-from vstore.catalog.state import Edit, Plan, Space, encode_entry, find_damage, plan
+from vstore.catalog.state import Edit, Plan, Space, encode_entry, find_damage, plan, plan_no_operation
 from vstore.errors import (
     AccessDeniedError,
     CommitOutcomeUnknownError,
@@ -46,7 +46,7 @@ from vstore.errors import (
     VStoreError,
 )
 from vstore.format.record import SnapshotEntry
-from vstore.ids import new_nonce
+from vstore.ids import TransactionId, new_nonce
 from vstore.keys.objects import SQLITE_FILE
 from vstore.storage.files import storage_error, sync_directory
 from vstore.storage.mounts import is_local_filesystem
@@ -63,6 +63,7 @@ class SqliteCatalog:
         self._pool = Pool(self._path, lambda: can_lock(os.path.dirname(self._path)))
         self._verified = Verified()
         self._identity: Identity | None = None
+        self._unsettled: set[TransactionId] = set()
 
     def __repr__(self) -> str:
         return f"SqliteCatalog({self.directory!r})"
@@ -146,6 +147,14 @@ class SqliteCatalog:
     def update(self, transaction: Transaction) -> Outcome:
         check_transaction(transaction)
         self.check_writable()
+        while True:
+            outcome = self._try(transaction)
+            if outcome is not None:
+                self._unsettled.discard(transaction.transaction)
+                return outcome
+
+    def _try(self, transaction: Transaction) -> Outcome | None:
+        """Apply or refuse; None is to try again, after an operation that settles an earlier try."""
         with self._pool.lend() as connection:
             view = self._begin(connection, "BEGIN IMMEDIATE")
             try:
@@ -153,16 +162,23 @@ class SqliteCatalog:
                 if done is not None:
                     return Applied(done)
                 refusals = check_preconditions(view, transaction)
-                if refusals:
+                if refusals and transaction.transaction not in self._unsettled:
                     return Refused(refusals, view.sequence, view.epoch)
-                planned = plan(view, transaction, view.sequence + 1)
+                # Refused while frames of an earlier try may still be on the disk: write over them, then look again.
+                planned = (
+                    plan_no_operation(view, transaction)
+                    if refusals
+                    else plan(view, transaction, view.sequence + 1)
+                )
                 after = apply_plan(connection, view.head, planned)
             finally:
                 view.end()
             if not _commit(connection):
+                self._unsettled.add(transaction.transaction)
                 return self._find_outcome(transaction)
             self._verified.follow(view.head, after)
-            return Applied(planned.operation)
+            self._unsettled.discard(transaction.transaction)
+            return None if refusals else Applied(planned.operation)
 
     def _find_outcome(self, transaction: Transaction) -> Outcome:
         """Look up, on another connection, whether a commit whose COMMIT failed is in the catalog."""
