@@ -44,6 +44,7 @@ from vstore.catalog.location import create_catalog, find_catalog, open_catalog
 from vstore.clock import SYSTEM_CLOCK, Clock, from_datetime, to_datetime
 from vstore.config import RepositoryConfig, default_author, encode_metadata
 from vstore.errors import (
+    AlreadyExistsError,
     ConflictError,
     InvalidInputError,
     RefExistsError,
@@ -53,6 +54,7 @@ from vstore.errors import (
     SessionStateError,
     SnapshotNotFoundError,
     StorageError,
+    UnsafeStorageError,
 )
 from vstore.format.envelope import BlobKind
 from vstore.format.record import Operation, OperationKind, RefKind, SnapshotEntry
@@ -60,6 +62,7 @@ from vstore.format.snapshot import Snapshot, encode_snapshot
 from vstore.handle import Handle, require_online
 from vstore.history import AncestryWalk, find_as_of, find_snapshot, require_branch, require_entry, require_tag
 from vstore.ids import new_repository_id, new_transaction_id, parse_snapshot_id
+from vstore.keys.objects import pack_name
 from vstore.keys.refs import check_ref_name
 from vstore.session import Session
 from vstore.storage.base import Storage
@@ -144,7 +147,18 @@ class Repository:
         name = default_author() if author is None else author
         identity = Identity(new_repository_id(), FORMAT_VERSION, (), clock.now_us())
         first = _first_transaction(storage, identity, config, name)
-        made = create_catalog(storage, identity, first, PackSpill(storage), kind=catalog)
+        try:
+            made = create_catalog(storage, identity, first, PackSpill(storage), kind=catalog)
+        except (AlreadyExistsError, InvalidInputError, UnsafeStorageError):
+            # Refused: nothing can ever name the snapshot that was written for it.
+            storage.delete(
+                [
+                    pack_name(update.entry.ref.pack)
+                    for update in first.updates
+                    if isinstance(update, AddSnapshot)
+                ]
+            )
+            raise
         virtual = VirtualReader(authorize_virtual_chunk_access or ())
         return cls(Handle(storage, made, virtual, config, name, clock))
 

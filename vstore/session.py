@@ -7,7 +7,6 @@ which it is a read-only session on the new snapshot.
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -38,6 +37,7 @@ from vstore.handle import Handle, require_online
 from vstore.history import require_entry
 from vstore.ids import SessionId, new_session_id, new_transaction_id
 from vstore.keys.zarr import normalize_prefix
+from vstore.locks import ForkSafeLock
 from vstore.shield import run_shielded
 from vstore.twins import async_twin
 from vstore.worktree import Worktree
@@ -68,7 +68,7 @@ class Session:
         self._branch = branch
         self._id = new_session_id()
         self._default_metadata = dict(default_metadata or {})
-        self._lock = threading.RLock()
+        self._lock = ForkSafeLock()
         self._is_registered = False
         self._is_copy = False
         self._is_read_only = branch is None
@@ -342,6 +342,8 @@ class Session:
         """Return the worktree, or raise `ReadOnlyError` saying what to do instead."""
         if self._is_read_only or self._is_copy:
             self._require_writable()
+        # Before any lock is taken: a forked child may have inherited it locked.
+        self._tree.writer.check_usable()
         return self._tree
 
     @property

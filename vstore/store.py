@@ -20,6 +20,7 @@ from zarr.abc.store import (
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
 from vstore.blobs.reader import ByteSpan
+from vstore.errors import ReadOnlyError
 from vstore.format.refs import BlobRef
 from vstore.ids import BytesLike
 from vstore.keys.zarr import normalize_prefix
@@ -295,6 +296,14 @@ class SessionStore(Store):
         set_virtual_refs(self._session.tree_for_writing(), normalize_prefix(array_path), columns)
 
     # --- plumbing --------------------------------------------------------------------------------------------
+
+    def _check_writable(self) -> None:
+        if self.read_only:
+            # The first words are those of Zarr's own stores.
+            raise ReadOnlyError(
+                "store was opened in read-only mode and does not support writing: use the store of a session that "
+                "repo.writable_session(branch) opened."
+            )
 
     async def _ready(self) -> None:
         if not self._is_open:

@@ -21,13 +21,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vstore.blobs.packing import NO_SLOT, OpenPack
+from vstore.blobs.packing import NO_SLOT, OpenPack, Packed
 from vstore.errors import ForkedProcessError, InternalError, SessionStateError, StorageError
 from vstore.format.columns import U64
 from vstore.format.envelope import BlobKind
 from vstore.format.refs import BlobRef
 from vstore.ids import BytesLike, Digest, PackId, blake3_digest, new_pack_id
 from vstore.keys.objects import pack_name
+from vstore.locks import ForkSafeLock
 from vstore.storage.base import Storage
 
 REMEMBERED_DIGESTS = 262_144
@@ -70,9 +71,10 @@ class BlobWriter:
         self._before_early_seal = before_early_seal
         self._announced = False
         self._announcing = threading.Lock()
+        self._retrying = threading.Lock()
         self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._idle = threading.Condition(self._lock)
+        self._lock = ForkSafeLock(threading.Lock)
+        self._idle = threading.Condition(self._lock)  # type: ignore[arg-type]
         self._moves = 0
         # Columns by slot: the number of its pack, or _IN_MEMORY, and its offset there.
         self._pack_of = array("I")
@@ -98,13 +100,13 @@ class BlobWriter:
         `data` is copied or written before this returns. Raises `OutOfSpaceError` or `StorageError`; all that was
         taken before is still held then.
         """
-        self._check_usable()
+        self.check_usable()
         direct = self._policy.direct_bytes is not None and len(data) >= self._policy.direct_bytes
         batch = None
         with self._lock:
             # Metadata is placed behind all data: nothing may come in between.
             self._idle.wait_for(lambda: not self._has_batch)
-            self._check_usable()
+            self.check_usable()
             known = self._known_slot(digest)
             if known is not None:
                 return known
@@ -289,27 +291,38 @@ class BlobWriter:
             self._seals.append(self._pool.submit(self._seal_early, pack))
         if len(under_way) >= MAX_SEALS_UNDER_WAY:
             under_way[0].exception()
-        self._raise_failed_seal()
+        self._retry_failed()
 
     def _seal_early(self, pack: OpenPack) -> None:
-        with self._announcing:
-            if not self._announced:
-                self._before_early_seal()
-                self._announced = True
+        try:
+            with self._announcing:
+                if not self._announced:
+                    self._before_early_seal()
+                    self._announced = True
+        except BaseException:
+            with self._lock:
+                self._failed.append(pack)
+            raise
         self._seal(pack)
 
     def _seal(self, pack: OpenPack) -> None:
-        """Seal a pack; while the outcome is in doubt, its blobs go to another one, for a name is put only once."""
-        for tries_left in reversed(range(_SEAL_TRIES)):
-            try:
-                pack.seal()
-                break
-            except StorageError:
-                if not tries_left:
-                    with self._lock:
-                        self._failed.append(pack)
-                    raise
-                pack = self._renewed(pack)
+        """Seal a pack; while the outcome is in doubt, its blobs go to another one, for a name is put only once.
+
+        A pack that can't be sealed now is kept for `flush` to try again.
+        """
+        try:
+            for tries_left in reversed(range(_SEAL_TRIES)):
+                try:
+                    pack.seal()
+                    break
+                except StorageError:
+                    if not tries_left:
+                        raise
+                    pack = self._renewed(pack)
+        except BaseException:
+            with self._lock:
+                self._failed.append(pack)
+            raise
         with self._lock:
             del self._unsealed[pack.number]
 
@@ -321,12 +334,13 @@ class BlobWriter:
         """Copy a pack's blobs, verified, to a new pack."""
         with self._lock:
             new = self._new_pack()
-        moved = []
-        for blob in old.iter_blobs():
-            data = old.read_verified(blob)
-            offset = new.place(blob.slot, blob.kind, blob.digest, blob.length)
-            new.write(offset, (data,))
-            moved.append((blob.slot, offset))
+        try:
+            moved = [(blob.slot, _copy_blob(old, new, blob)) for blob in old.iter_blobs()]
+        except BaseException:
+            with self._lock:
+                del self._unsealed[new.number]
+            new.discard()
+            raise
         with self._lock:
             for slot, offset in moved:
                 if slot != NO_SLOT:
@@ -335,34 +349,40 @@ class BlobWriter:
         old.discard()
         return new
 
-    def _raise_failed_seal(self) -> None:
+    def _retry_failed(self) -> None:
+        """Try again, in full view of the caller, to seal what the background could not."""
         with self._lock:
-            done = [seal for seal in self._seals if seal.done()]
+            ended = [seal for seal in self._seals if seal.done()]
             self._seals = [seal for seal in self._seals if not seal.done()]
-        for seal in done:
-            seal.result()
+        for seal in ended:
+            error = seal.exception()
+            if error is not None and not isinstance(error, Exception):
+                raise error
+        with self._retrying:
+            while self._failed:
+                pack = self._renewed(self._failed[0])
+                with self._lock:
+                    del self._failed[0]
+                self._seal_early(pack)
 
     def flush(self) -> None:
         """Place every blob in a pack, and seal all packs but the one that is open."""
-        self._check_usable()
+        self.check_usable()
         with self._lock:
             self._idle.wait_for(lambda: self._moves == 0)
             pack = self._open
-            batch = self._take_waiting() if self._waiting else None
         if pack is not None and pack.is_doubtful:
             self._open = self._renewed(pack)
+        with self._lock:
+            batch = self._take_waiting() if self._waiting else None
         if batch:
             self._write_batch(batch)
         self._seal_if_full()
         with self._lock:
-            seals, self._seals = self._seals, []
+            seals = list(self._seals)
         for seal in seals:
-            # What failed is tried again here, in full view of the caller.
             seal.exception()
-        with self._lock:
-            failed, self._failed = self._failed, []
-        for pack in failed:
-            self._seal(self._renewed(pack))
+        self._retry_failed()
 
     def begin_metadata(self) -> MetadataBatch:
         """Return a batch whose blobs will follow the data in the open pack; puts wait until it is over."""
@@ -415,7 +435,8 @@ class BlobWriter:
         for pack in unsealed.values():
             pack.discard()
 
-    def _check_usable(self) -> None:
+    def check_usable(self) -> None:
+        """Raise `ForkedProcessError` in a forked child, `SessionStateError` after closing."""
         if os.getpid() != self._pid:
             raise ForkedProcessError(
                 "this session belongs to the process that opened it; a forked child can only read through it. "
@@ -423,6 +444,14 @@ class BlobWriter:
             )
         if self._closed:
             raise SessionStateError("this session is closed. Open a new writable session.")
+
+
+def _copy_blob(old: OpenPack, new: OpenPack, blob: Packed) -> int:
+    """Write a blob of `old`, verified, to `new`, and return its offset there."""
+    data = old.read_verified(blob)
+    offset = new.place(blob.slot, blob.kind, blob.digest, blob.length)
+    new.write(offset, (data,))
+    return offset
 
 
 class MetadataBatch:

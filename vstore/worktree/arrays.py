@@ -6,7 +6,6 @@ deleting and recreating the array (`cleared`), or by shrinking it (`limit`).
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Hashable, Iterator
 from typing import Generic, NamedTuple, TypeVar
 
@@ -25,6 +24,7 @@ from vstore.format.node import Layer, TilePointer, Tiles, decode_pointer, tile_k
 from vstore.format.page import Totals
 from vstore.format.refs import BlobRef
 from vstore.ids import Digest, NodeId, PackId
+from vstore.locks import ForkSafeLock
 from vstore.tree import get as tree_get
 from vstore.tree import iter_entries
 from vstore.worktree.contents import ChunkSource, OwnBlob, StoredChunk
@@ -93,7 +93,7 @@ class ArrayState:
         spec: ArraySpec,
         extents: tuple[int, ...],
         base: Tiles | None,
-        lock: threading.RLock,
+        lock: ForkSafeLock,
     ) -> None:
         self._reader = reader
         self._lock = lock

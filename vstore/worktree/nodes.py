@@ -6,7 +6,6 @@ whose base content was deleted as a whole, at no cost that grows with it.
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from vstore.format.node import (
 from vstore.format.page import Child
 from vstore.ids import NodeId
 from vstore.keys.zarr import iter_ancestors
+from vstore.locks import ForkSafeLock
 from vstore.tree import NameCursor
 from vstore.tree import get as tree_get
 from vstore.worktree.arrays import ArrayState
@@ -48,7 +48,7 @@ class NodeTable:
     """Finds and edits nodes and values. The worktree's lock covers all edits."""
 
     def __init__(
-        self, blobs: BlobReader, contents: ContentReader, root: Child | None, lock: threading.RLock
+        self, blobs: BlobReader, contents: ContentReader, root: Child | None, lock: ForkSafeLock
     ) -> None:
         self._blobs = blobs
         self._lock = lock

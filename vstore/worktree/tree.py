@@ -6,7 +6,6 @@ for a moment; edits hold the one lock while they change the tables, never while 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from typing import NamedTuple, TypeAlias
 
@@ -21,6 +20,7 @@ from vstore.format.page import Child
 from vstore.format.refs import BlobRef
 from vstore.ids import BytesLike, blake3_digest
 from vstore.keys.zarr import NotAChunk, split_document_key
+from vstore.locks import ForkSafeLock
 from vstore.worktree.arrays import ArrayState, Dictionaries
 from vstore.worktree.contents import (
     ChunkSource,
@@ -75,7 +75,7 @@ class Worktree:
         self.blobs = blobs
         self.own = own
         self.contents = ContentReader(blobs, own, virtual)
-        self.lock = threading.RLock()
+        self.lock = ForkSafeLock()
         self.nodes = NodeTable(blobs, self.contents, root, self.lock)
         self.dictionaries = Dictionaries()
         self.mutations = 0
@@ -93,6 +93,7 @@ class Worktree:
         """Count an edit, or raise if there may be none. The caller holds the lock."""
         if self.closed is not None:
             raise SessionStateError(self.closed)
+        self.writer.check_usable()
         self.mutations += 1
 
     # --- routing ---------------------------------------------------------------------------------------------

@@ -440,7 +440,8 @@ def test_cut_files_are_noticed(specimen, tmp_path):
 def test_flips_around_the_keys_of_the_index_are_noticed(specimen, tmp_path):
     # Before an id is its type: a blob that became text sorts elsewhere. Behind it is the number of its row.
     data, seen = specimen
-    snapshot = seen["operations"][12].changes[0].after
+    changes = [operation.changes[0] for operation in seen["operations"][10:20] if operation.changes]
+    snapshot = next(change.after for change in changes if change.name == MAIN)
     position = data.find(snapshot)
     while position >= 0:
         for offset in (*range(-6, 0), *range(32, 37)):
@@ -481,6 +482,17 @@ def test_what_was_verified_stays_so_over_own_commits(catalog, monkeypatch):
     assert isinstance(catalog.update(tag("last")), Applied)
     assert loaded == ["state"] * 3
     other.close()
+
+
+def test_own_commits_do_not_make_damage_look_verified(specimen, folder):
+    folder.mkdir()
+    file_of(folder).write_bytes(specimen[0])
+    run_sql(folder, "DELETE FROM state WHERE key = CAST('v6' AS BLOB)")
+    catalog = SqliteCatalog(str(folder))
+    apply(catalog, SetRef(BRANCH, MAIN, ROOT.id))
+    with pytest.raises(CorruptionError), catalog.reading() as view:
+        view.ref(TAG, "v6")
+    catalog.close()
 
 
 def test_check_notices_what_reading_notices(specimen, tmp_path):
@@ -817,6 +829,39 @@ def fork_beside_readers(folder: str) -> None:
     catalog.close()
 
 
+def test_a_child_forked_beside_a_long_view_refuses_the_file(folder):
+    folder.mkdir()
+    in_new_process(fork_beside_a_long_view, str(folder))
+
+
+def fork_beside_a_long_view(folder: str) -> None:
+    import warnings
+
+    warnings.simplefilter("ignore", DeprecationWarning)
+    catalog = create(folder)
+    started, done = threading.Event(), threading.Event()
+
+    def read() -> None:
+        with catalog.reading():
+            started.set()
+            done.wait()
+
+    def refuse() -> None:
+        gc.collect()
+        with pytest.raises(ForkedProcessError):
+            sequence_of(catalog)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    started.wait()
+    assert in_child(refuse)
+    done.set()
+    reader.join()
+    commit_on(catalog, MAIN, "parent")
+    catalog.close()
+    assert os.listdir(folder) == [SQLITE_FILE]
+
+
 # --- creating and crashing -------------------------------------------------------------------------------------
 
 
@@ -957,6 +1002,30 @@ def test_a_file_system_without_trusted_locks_can_only_be_read(catalog, folder):
     catalog.close()
     assert sequence_of(shared) == 2
     assert os.listdir(folder) == [SQLITE_FILE]
+    shared.close()
+
+
+def test_a_copy_that_a_writer_overtook_is_made_again(catalog, folder, monkeypatch):
+    commit_on(catalog, MAIN, "first")
+    catalog.close()
+    copy = connection._copy
+    made = []
+
+    def overtaken(path: str) -> Connection:
+        found = copy(path)
+        made.append(found)
+        if len(made) == 1:
+            commit_on(catalog, MAIN, "second")
+            catalog.close()
+        return found
+
+    monkeypatch.setattr(connection, "_copy", overtaken)
+    shared = SqliteCatalog(str(folder), can_lock=lambda path: False)
+    assert sequence_of(shared) == 2
+    assert len(made) == 2
+    # As long as the file stays the same, so does the copy.
+    assert sequence_of(shared) == 2
+    assert len(made) == 2
     shared.close()
 
 

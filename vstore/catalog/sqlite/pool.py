@@ -29,6 +29,16 @@ _inherited: dict[str, int] = {}
 """Files that must not be used in this process, with the process that had them open when this one was forked."""
 
 
+class _Loan:
+    """Who has a connection; `connection` is None while it is being opened."""
+
+    __slots__ = ("connection", "thread")
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+        self.connection: Connection | None = None
+
+
 class Pool:
     """Connections to the catalog at `path`; `can_lock` tells whether SQLite's locks work on its file system."""
 
@@ -43,7 +53,7 @@ class Pool:
         self.pid = os.getpid()
         self.gate = threading.Condition()
         self._idle: list[Connection] = []
-        self._lent: dict[object, int] = {}
+        self._lent: set[_Loan] = set()
         self._generation = 0
         self._is_forking = False
         # Connections that are not closed warn when they are collected.
@@ -76,34 +86,36 @@ class Pool:
     @contextlib.contextmanager
     def lend(self) -> Iterator[Connection]:
         """Lend a connection; it is rolled back when it returns."""
-        ticket = object()
-        self._enter(ticket)
+        loan = _Loan()
+        self._enter(loan)
         try:
             generation = self._generation
-            connection = self._take()
+            connection = loan.connection = self._take()
             try:
                 yield connection
             finally:
                 self._return(connection, generation)
         finally:
             # Last, so that a fork never meets a connection that is neither lent nor idle.
-            self._leave(ticket)
+            self._leave(loan)
 
-    def _enter(self, ticket: object) -> None:
+    def _enter(self, loan: _Loan) -> None:
         if self.pid != os.getpid():
             # Forked by something that does not run Python's hooks.
             self.after_fork_in_child()
         if self.path in _inherited:
             raise forked_error(self.path, _inherited[self.path])
-        me = threading.get_ident()
         with self.gate:
             # Else readers that follow each other would keep a fork waiting; who has one may take another.
-            self.gate.wait_for(lambda: not self._is_forking or me in self._lent.values())
-            self._lent[ticket] = me
+            self.gate.wait_for(lambda: not self._is_forking or not self._is_free_of(loan.thread))
+            self._lent.add(loan)
 
-    def _leave(self, ticket: object) -> None:
+    def _is_free_of(self, thread: int) -> bool:
+        return all(loan.thread != thread for loan in self._lent)
+
+    def _leave(self, loan: _Loan) -> None:
         with self.gate:
-            self._lent.pop(ticket, None)
+            self._lent.discard(loan)
             self.gate.notify_all()
 
     def _take(self) -> Connection:
@@ -155,7 +167,7 @@ class Pool:
         self.gate.acquire()
         self._is_forking = True
         me = threading.get_ident()
-        self.gate.wait_for(lambda: all(thread == me for thread in self._lent.values()), _FORK_WAIT_S)
+        self.gate.wait_for(lambda: all(loan.thread == me for loan in self._lent), _FORK_WAIT_S)
         for connection in self._idle:
             connection.close()
         self._idle.clear()
@@ -170,8 +182,10 @@ class Pool:
         """Start anew, without the parent's connections and locks."""
         if (self._idle or self._lent) and self._access is not Access.COPY:
             _inherited.setdefault(self.path, self.pid)
-        for connection in self._idle:
-            connection.leak()
+        # Not closed either: a thread that is not in this process may have held SQLite's mutex.
+        for connection in (*self._idle, *(loan.connection for loan in self._lent)):
+            if connection is not None:
+                connection.leak()
         self._finalizer.detach()
         self._start()
 

@@ -153,7 +153,7 @@ class SqliteView(StateView):
                 self._verify_index()
             return entry
         entry = decode_log_row(self._path, row)[1]
-        if entry is None or entry.id != snapshot:
+        if entry is None:
             raise damage(
                 self._path, f"table 'log', row {row.sequence} does not hold snapshot {snapshot.hex()}"
             )
