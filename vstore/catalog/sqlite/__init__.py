@@ -117,7 +117,7 @@ class SqliteCatalog:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[SqliteView]:
-        with self._pool.lend() as connection:
+        with self._pool.lend(for_reading=True) as connection:
             view = self._begin(connection, "BEGIN")
             try:
                 yield view

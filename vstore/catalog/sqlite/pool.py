@@ -19,9 +19,10 @@ import weakref
 from collections.abc import Callable, Iterator
 
 from vstore.catalog.sqlite.connection import Access, Connection, connect, forked_error, stamp_of
-from vstore.errors import AccessDeniedError, ReadOnlyError, StorageError, VStoreError
+from vstore.errors import AccessDeniedError, OutOfSpaceError, ReadOnlyError, StorageError, VStoreError
 
 _MAX_IDLE = 4
+_ROOM_BYTES = 128 * 1024
 _FORK_WAIT_S = 1.0
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
@@ -84,13 +85,13 @@ class Pool:
         return Access.READ
 
     @contextlib.contextmanager
-    def lend(self) -> Iterator[Connection]:
+    def lend(self, *, for_reading: bool = False) -> Iterator[Connection]:
         """Lend a connection; it is rolled back when it returns."""
         loan = _Loan()
         self._enter(loan)
         try:
             generation = self._generation
-            connection = loan.connection = self._take()
+            connection = loan.connection = self._take(for_reading=for_reading)
             try:
                 yield connection
             finally:
@@ -118,7 +119,7 @@ class Pool:
             self._lent.discard(loan)
             self.gate.notify_all()
 
-    def _take(self) -> Connection:
+    def _take(self, *, for_reading: bool) -> Connection:
         access = self.access
         while True:
             with self.gate:
@@ -130,10 +131,17 @@ class Pool:
             connection.close()
         try:
             return connect(self.path, access)
-        except VStoreError:
+        except VStoreError as error:
             # Whether there is a writer, and who may write, may have changed.
             self._access = None
-            raise
+            if not isinstance(error, StorageError) or not _is_full(os.path.dirname(self.path)):
+                raise
+            if for_reading and stamp_of(self.path) is not None:
+                # SQLite makes a file beside the database even to read it; there is no room for it.
+                return connect(self.path, Access.COPY)
+            raise OutOfSpaceError(
+                f"{self.path!r} can't be opened: there is no space left on its disk. Free some, then try again."
+            ) from error
 
     def _return(self, connection: Connection, generation: int) -> None:
         if connection.pid != os.getpid():
@@ -141,7 +149,8 @@ class Pool:
             return
         connection.roll_back()
         with self.gate:
-            if not connection.is_broken and generation == self._generation and len(self._idle) < _MAX_IDLE:
+            is_fit = not connection.is_broken and connection.access is self.access
+            if is_fit and generation == self._generation and len(self._idle) < _MAX_IDLE:
                 self._idle.append(connection)
                 return
         connection.close()
@@ -229,3 +238,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
     )
+
+
+def _is_full(folder: str) -> bool:
+    """Tell whether the disk has no room for the files that SQLite makes beside a database."""
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return False
+    return found.f_bavail * found.f_frsize < _ROOM_BYTES
