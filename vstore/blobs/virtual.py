@@ -8,6 +8,7 @@ modification time in microseconds, a str an etag). `file://` is read here; other
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -43,7 +44,8 @@ class VirtualReader:
         """Return the source's bytes, all `length` of them."""
         path = self._authorized_path(source.location)
         try:
-            handle = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            # Without waiting: opening a pipe would, for a writer.
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
             raise VirtualChunkError(
                 f"the source {source.location} of a virtual chunk does not exist. Put the file back, or write the "
@@ -75,8 +77,12 @@ def file_path(location: str) -> str:
 
     Raises `InvalidInputError` for anything else.
     """
-    if not isinstance(location, str) or len(location.encode()) > MAX_LOCATION_BYTES:
+    if not isinstance(location, str) or len(location.encode("utf-8", "replace")) > MAX_LOCATION_BYTES:
         raise InvalidInputError(f"{location!r:.80} is not a URL of up to {MAX_LOCATION_BYTES} bytes")
+    try:
+        location.encode()
+    except UnicodeEncodeError:
+        raise InvalidInputError(f"{location!r} is not valid Unicode") from None
     parts = urlsplit(location)
     path = unquote(parts.path)
     if (
@@ -103,6 +109,11 @@ def _prefix_folder(prefix: str) -> str:
 
 def _check_unchanged(source: VirtualRange, status: os.stat_result) -> None:
     modified_us = status.st_mtime_ns // 1000
+    if not stat.S_ISREG(status.st_mode):
+        raise VirtualChunkError(
+            f"the source {source.location} of a virtual chunk is not a regular file. Put the file back, or write the "
+            "array's references again."
+        )
     if isinstance(source.checksum, int) and modified_us > source.checksum:
         raise VirtualChunkModifiedError(
             f"{source.location} was modified after its references were written ({modified_us} > {source.checksum} "

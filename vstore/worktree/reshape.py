@@ -34,13 +34,20 @@ def put_documents(tree: Worktree, path: str, changes: dict[str, Content | None])
         if content is not None:
             documents[name] = content
     spec = parse_documents({n: tree.read_content(c, join_key(path, n)) for n, c in documents.items()})
+    # Before anything is changed, for it may be refused.
+    released = [] if old is None or _keeps_chunks(old, spec) else _chunks_as_values(tree, old)
+    is_new_array = old is None or old.array is None or not _keeps_chunks(old, spec)
+    if spec is not None and spec.array is not None and is_new_array:
+        _refuse_shared_keys(tree, path, spec.array)
+    tree.nodes.values.update(released)
     mine = {name: content for name, content in documents.items() if spec and name in spec.documents}
     for name in DOCUMENT_NAMES:
         loose = None if name in mine else documents.get(name)
         tree.put_value(join_key(path, name), loose)
     if spec is None:
         if old is not None:
-            _dissolve(tree, old)
+            # Its documents are gone; its chunks' keys stay, as plain values.
+            nodes.drafts[path] = None
     else:
         nodes.drafts[path] = _reshaped(tree, path, old, mine, spec)
 
@@ -63,18 +70,13 @@ def _reshaped(
     if spec.array is None:
         if old is not None and old.array is None:
             return NodeState(path, old.node_id, documents, spec, None)
-        if old is not None:
-            _release_chunks(tree, old)
         base = tree.nodes.base_node(path)
         node_id = base.node_id if base is not None and base.tiles is None else new_node_id()
         return NodeState(path, node_id, documents, spec, None)
-    if old is not None and old.array is not None:
-        if _spells_alike(old.array.spec, spec.array):
-            for ref in old.array.take_spec(spec.array):
-                tree.release(ref)
-            return NodeState(path, old.node_id, documents, spec, old.array)
-        _release_chunks(tree, old)
-    _refuse_shared_keys(tree, path, spec.array)
+    if old is not None and old.array is not None and _spells_alike(old.array.spec, spec.array):
+        for ref in old.array.take_spec(spec.array):
+            tree.release(ref)
+        return NodeState(path, old.node_id, documents, spec, old.array)
     array = _new_array(tree, path, spec.array)
     state = NodeState(path, array.node_id, documents, spec, array)
     tree.nodes.drafts[path] = state
@@ -122,23 +124,26 @@ def _spells_alike(one: ArraySpec, other: ArraySpec) -> bool:
     return one.ndim == other.ndim and one.encoding == other.encoding
 
 
-def _dissolve(tree: Worktree, node: NodeState) -> None:
-    """Take a node away whose documents are gone; its chunks' keys stay, as plain values."""
-    _release_chunks(tree, node)
-    tree.nodes.drafts[node.path] = None
+def _keeps_chunks(old: NodeState, spec: NodeSpec | None) -> bool:
+    """Tell whether the keys of a node's chunks still name its chunks after its documents say `spec`."""
+    if old.array is None:
+        return True
+    return spec is not None and spec.array is not None and _spells_alike(old.array.spec, spec.array)
 
 
-def _release_chunks(tree: Worktree, node: NodeState) -> None:
-    """Turn an array's chunks into plain values."""
+def _chunks_as_values(tree: Worktree, node: NodeState) -> list[tuple[str, Content]]:
+    """Return an array's chunks as the plain values that they become without it."""
     array = node.array
     if array is None or array.spec.encoding is None:
-        return
+        return []
+    released = []
     for indices, _ in list(array.iter_indices()):
         for index in map(tuple, indices.tolist()):
             source = array.find(index, tree.dictionaries)
             if source is not None:
                 key = join_key(node.path, array.spec.encoding.encode(index))
-                tree.nodes.values[key] = _as_value(source, key)
+                released.append((key, _as_value(source, key)))
+    return released
 
 
 def _as_value(source: ChunkSource, key: str) -> Content:

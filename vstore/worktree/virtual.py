@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -55,8 +56,7 @@ class VirtualColumns:
                 f"a box of {grid} chunks has {count} references; got {len(numbers)} locations, {len(sizes[0])} "
                 f"offsets and {len(sizes[1])} lengths"
             )
-        if start is not None and (len(start) != len(grid) or min(start, default=0) < 0):
-            raise InvalidInputError(f"arr_offset {start} does not fit a box of {len(grid)} dimensions")
+        first = _offset(start, len(grid))
         present = np.flatnonzero(numbers >= 0)
         if (sizes[1][present] == 0).any():
             raise InvalidInputError("a virtual chunk has length 0; leave its location empty instead")
@@ -65,13 +65,40 @@ class VirtualColumns:
             if grid
             else np.zeros((len(present), 0), np.int64)
         )
-        indices = indices.astype(np.int64) + np.array(start or (0,) * len(grid), dtype=np.int64)
-        checks: Any = checksum
-        if checksum is not None and not isinstance(checksum, (str, int)):
+        indices = indices.astype(np.int64) + np.array(first, dtype=np.int64)
+        checks: Checksum | list[Checksum | None] | None
+        if isinstance(checksum, Sequence | np.ndarray) and not isinstance(checksum, str):
             if len(checksum) != count:
                 raise InvalidInputError(f"got {len(checksum)} checksums for {count} references")
-            checks = [checksum[row] for row in present.tolist()]
+            checks = [_checksum(checksum[row]) for row in present.tolist()]
+        else:
+            checks = _checksum(checksum)
         return cls(indices, names, numbers[present], sizes[0][present], sizes[1][present], checks)
+
+
+def _offset(start: tuple[int, ...] | None, ndim: int) -> tuple[int, ...]:
+    if start is None:
+        return (0,) * ndim
+    try:
+        first = tuple(map(index, start))
+    except TypeError:
+        raise InvalidInputError(f"arr_offset {start!r} is not a tuple of integers") from None
+    if len(first) != ndim or min(first, default=0) < 0 or max(first, default=0) >= 2**61:
+        raise InvalidInputError(f"arr_offset {start} does not fit a box of {ndim} dimensions")
+    return first
+
+
+def _checksum(checksum: Any) -> Checksum | None:
+    """Return a checksum as it is stored, or raise `InvalidInputError`."""
+    if checksum is None:
+        return None
+    if isinstance(checksum, int | np.integer) and not isinstance(checksum, bool) and 0 <= checksum < 2**62:
+        return int(checksum)
+    if isinstance(checksum, str) and checksum.isprintable():
+        return checksum
+    raise InvalidInputError(
+        f"{checksum!r} is no checksum: give an etag, or a modification time in whole microseconds since 1970"
+    )
 
 
 def _column(values: npt.NDArray[Any], what: str) -> npt.NDArray[np.uint64]:
