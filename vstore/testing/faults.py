@@ -63,6 +63,10 @@ class FaultPlan:
         self._faults[number] = fault
         return self
 
+    def disarm(self) -> None:
+        """Forget the faults that no request has met yet."""
+        self._faults.clear()
+
     def reset(self) -> None:
         """Forget requests, faults, the crash and what is late."""
         self.requests.clear()
