@@ -7,6 +7,7 @@ what was acknowledged is there; and a session that lives on can be committed aga
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -72,3 +73,49 @@ def test_an_error_that_lasts_leaves_the_old_state_until_it_ends(kind: str, name:
             trial.plan.reset()
             trial.verify()
             trial.verify(scenario.run(trial.session))
+
+
+def storm(kind: str, name: str, seed: int) -> None:
+    """Let one request in twenty fail in one way or another until the commit comes through."""
+    chance = random.Random(seed)
+    # What SQLite did not do when it returned, it does not do later.
+    faults = [fault for fault in LIVE_FAULTS if kind != "sqlite" or fault is not Fault.LATE]
+    with Trial(kind, SCENARIOS[name]) as trial:
+        for number in range(2000):
+            if chance.random() < 1 / 20:
+                trial.plan.inject(number, chance.choice(faults))
+        steps = [trial.scenario.write, trial.scenario.finish]
+        try:
+            while steps:
+                try:
+                    steps[0](trial.session)
+                    del steps[0]
+                except vstore.StorageError:
+                    trial.verify()
+                    if chance.random() < 0.2:
+                        trial.plan.land()
+                    if trial.session.read_only:
+                        break
+            acknowledged = trial.session.snapshot_id
+            assert acknowledged != trial.before, "it did not commit"
+            trial.verify(acknowledged)
+            trial.plan.land()
+            trial.verify(acknowledged)
+        except BaseException as error:
+            error.add_note(f"with seed {seed}: {trial.plan.requests}")
+            raise
+
+
+@pytest.mark.parametrize("name", ["small", "several packs"])
+@pytest.mark.parametrize("kind", ["sqlite", "memory"])
+def test_many_faults_at_once(kind: str, name: str) -> None:
+    for seed in range(10):
+        storm(kind, name, seed)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_storms_of_faults(kind: str, name: str) -> None:
+    for seed in range(100, 250):
+        storm(kind, name, seed)
