@@ -1,0 +1,1 @@
+"""vstore beside its peers and the machine's own limits, in one run: `python -m benchmarks --help`."""

@@ -1,0 +1,130 @@
+"""The command: choose, run, show, save."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import environment
+from benchmarks.harness import choose_systems, free_bytes, run_workload
+from benchmarks.processes import keeping_compiled_code
+from benchmarks.report import show_results
+from benchmarks.scales import FULL, SCALES, Scale
+from benchmarks.systems import SYSTEMS, variants
+from benchmarks.workloads import NAMES, PLANNED, get_workloads
+from benchmarks.workloads.base import Workload
+
+FORMAT = 1
+"""Of the JSON; raised when readers of old results would misread new ones."""
+
+_NEEDED_BYTES = 8 << 30
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return 0 if every system did what it should, 1 if one failed."""
+    options = _parse(arguments)
+    if options.show:
+        sys.stdout.write(show_results(json.loads(options.show.read_text())))
+        return 0
+    scale = SCALES[options.scale]
+    if scale is FULL and free_bytes() < _NEEDED_BYTES:
+        sys.stderr.write(f"the full run needs {_NEEDED_BYTES >> 30} GiB of room for temporary files\n")
+        return 1
+    results = run_all(
+        options.only, scale, options.systems, options.rounds or scale.rounds, profile=options.profile
+    )
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
+    sys.stdout.write(show_results(results))
+    return int(any(has_failed(cases) for cases in results["workloads"].values()))
+
+
+def run_all(
+    workloads: list[Workload], scale: Scale, systems: list[str] | None, rounds: int, *, profile: bool = False
+) -> dict[str, Any]:
+    """Run workloads and return all results in the form in which they are saved."""
+    start = time.monotonic()
+
+    def progress(line: str) -> None:
+        sys.stderr.write(f"[{time.monotonic() - start:5.0f} s] {line.rstrip()}\n")
+
+    found = environment.describe()
+    results: dict[str, Any] = {}
+    notes: list[str] = []
+    with keeping_compiled_code():
+        for workload in workloads:
+            chosen, skipped = choose_systems(workload, scale, systems)
+            notes.extend(note for note in skipped if note not in notes)
+            if chosen:
+                results[workload.name] = run_workload(
+                    workload, scale, chosen, rounds, profile=profile, report=progress
+                )
+    notes.extend(f"{name} is not here yet: {why}" for name, why in PLANNED.items())
+    return {
+        "format": FORMAT,
+        "scale": scale.name,
+        "rounds": rounds,
+        "seconds": round(time.monotonic() - start, 1),
+        "environment": found,
+        "notes": notes,
+        "workloads": results,
+    }
+
+
+def has_failed(cases: dict[str, Any]) -> bool:
+    """Tell whether any round of any system ended with an error."""
+    return any(item["error"] for case in cases.values() for rounds in case.values() for item in rounds)
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.set_defaults(scale=FULL.name)
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument("--quick", dest="scale", action="store_const", const="quick", help="under two minutes")
+    sizes.add_argument("--smoke", dest="scale", action="store_const", const="smoke", help="seconds")
+    parser.add_argument(
+        "--only", type=_workloads, default=get_workloads(), metavar="W1,W4", help="these workloads"
+    )
+    parser.add_argument("--systems", type=_systems, metavar="A,B", help=f"of: {', '.join(SYSTEMS)}; or all")
+    parser.add_argument("--rounds", type=_positive, help="how often each system takes its turn")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="save the results")
+    parser.add_argument("--show", type=Path, metavar="PATH", help="only show the tables of saved results")
+    parser.add_argument("--profile", action="store_true", help="show where each stage spends its time")
+    return parser.parse_args(arguments)
+
+
+def _workloads(text: str) -> list[Workload]:
+    wanted = {name.strip().upper() for name in text.split(",")}
+    for name in wanted:
+        if name in PLANNED:
+            raise argparse.ArgumentTypeError(f"{name} is not here yet: {PLANNED[name]}")
+    unknown = sorted(wanted - set(NAMES))
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no workload {unknown}; there are {', '.join(NAMES)}")
+    return get_workloads(tuple(wanted))
+
+
+def _systems(text: str) -> list[str]:
+    if text == "all":
+        return list(SYSTEMS)
+    wanted = [name.strip() for name in text.split(",")]
+    known = {variant for name in SYSTEMS for variant in [name, *variants(name)]}
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no system {unknown}; there are {', '.join(SYSTEMS)}")
+    return wanted
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

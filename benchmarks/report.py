@@ -1,0 +1,150 @@
+"""From results to tables: medians with their spread, and ratios that were taken inside each round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from benchmarks.harness import Rounds
+from benchmarks.systems import BASELINE, LIMIT, system_class
+from benchmarks.workloads import get_workload
+from benchmarks.workloads.base import Against, Column, Table, Unit
+
+_FACTORS = {Unit.MICROSECONDS: 1e6, Unit.MILLISECONDS: 1e3, Unit.SECONDS: 1.0, Unit.NUMBER: 1.0}
+_BYTE_UNITS = ("B", "kB", "MB", "GB")
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """The median of all rounds, and the smallest and the largest."""
+
+    median: float
+    least: float
+    most: float
+    rounds: int
+
+
+def figure(column: Column, system: str, results: dict[str, Rounds]) -> Figure | None:
+    """Return what a column shows of a system; None if there is nothing to show."""
+    found = [value for value in _values(column, system, results) if value is not None]
+    return Figure(median(found), min(found), max(found), len(found)) if found else None
+
+
+def _values(column: Column, system: str, results: dict[str, Rounds]) -> Iterator[float | None]:
+    other = {Against.BASELINE: BASELINE, Against.LIMIT: LIMIT}.get(column.against)
+    for number in range(len(results[system])):
+        value = _metric(column, results[system], number)
+        if other is None or value is None:
+            yield value
+            continue
+        against = _metric(column, results.get(other, []), number)
+        yield None if against is None else _compare(column, value, against)
+
+
+def _metric(column: Column, rounds: Rounds, number: int) -> float | None:
+    if number >= len(rounds):
+        return None
+    value: float | None = rounds[number]["stages"].get(column.stage, {}).get(column.metric)
+    return value
+
+
+def _compare(column: Column, value: float, against: float) -> float | None:
+    if column.against is Against.LIMIT:
+        return value - against
+    above, below = (value, against) if column.higher_is_better else (against, value)
+    return above / below if below else None
+
+
+def show_results(results: dict[str, Any]) -> str:
+    """Return all tables of a run as text."""
+    parts = [_heading(results)]
+    for name, cases in results["workloads"].items():
+        for table in get_workload(name).tables:
+            parts.extend(filter(None, (_table(table, label, case) for label, case in cases.items())))
+    if results["notes"]:
+        parts.append("\n".join(results["notes"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _heading(results: dict[str, Any]) -> str:
+    environment = results["environment"]
+    versions = ", ".join(f"{name} {text}" for name, text in environment["versions"].items() if text)
+    return (
+        f"{environment['date']}, {results['scale']} run, {environment['cpus']} CPUs, Python {environment['python']}\n"
+        f"{versions}; vstore at {environment['commit']}\n"
+        "Medians, with (least to most) where there were several rounds. x ice: times better than icechunk in the same\n"
+        "round. over limit: more than one file and a sync in the same round. [s]: synced. [1]: all in one process."
+    )
+
+
+def _table(table: Table, label: str, results: dict[str, Rounds]) -> str:
+    """Return a table as text; "" if it has nothing to tell."""
+    rows = [["system", *(column.header for column in table.columns)]]
+    failures: list[str] = []
+    for system, rounds in results.items():
+        cells = [_cell(column, figure(column, system, results)) for column in table.columns]
+        rows.append([_row_name(system), *cells])
+        failures.extend(f"{system} FAILED: {item['error']}" for item in rounds if item["error"])
+    if not failures and not any(any(row[1:]) for row in rows[1:]):
+        return ""
+    return "\n".join([f"{table.title}: {label}", align(_without_empty(rows)), *failures])
+
+
+def _row_name(system: str) -> str:
+    kind = system_class(system)
+    return system + (" [s]" if kind.is_durable else "") + ("" if kind.is_persistent else " [1]")
+
+
+def _without_empty(rows: list[list[str]]) -> list[list[str]]:
+    """Leave out the columns in which no system has a figure."""
+    kept = [at for at in range(len(rows[0])) if any(row[at] for row in rows[1:])]
+    return [[row[at] for at in kept] for row in rows]
+
+
+def _cell(column: Column, found: Figure | None) -> str:
+    if found is None:
+        return ""
+    text = _number(column, found.median)
+    if found.rounds == 1 or found.least == found.most:
+        return text
+    return f"{text} ({_number(column, found.least)} to {_number(column, found.most)})"
+
+
+def _number(column: Column, value: float) -> str:
+    if column.against is Against.BASELINE:
+        return f"{_short(value)}x"
+    if column.unit is Unit.BYTES:
+        return _bytes(value)
+    return _short(value * _FACTORS[column.unit])
+
+
+def _short(value: float) -> str:
+    """Return a number with about three digits that count."""
+    if value == int(value) and abs(value) < 1e6:
+        return f"{int(value):,}"
+    size = abs(value)
+    digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 0.1 else 4
+    return f"{value:,.{digits}f}"
+
+
+def _bytes(value: float) -> str:
+    for unit in _BYTE_UNITS[:-1]:
+        if abs(value) < 1000:
+            return f"{_short(value)} {unit}"
+        value /= 1000
+    return f"{_short(value)} {_BYTE_UNITS[-1]}"
+
+
+def align(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as a text table: a header, a line, first column to the left and numbers to the right."""
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if at else cell.ljust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -1,0 +1,101 @@
+"""How large the workloads are: `full` for figures, `quick` for a look, `smoke` for the tests of the harness itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Sizes of all workloads, and how often each is repeated."""
+
+    name: str
+    rounds: int
+    bulk: tuple[tuple[int, int], ...]
+    """Bytes of a chunk, number of chunks."""
+    existing_chunks: tuple[int, ...]
+    spread_chunks: int
+    commits_each: int
+    history_commits: int
+    arrays: tuple[int, ...]
+    virtual_refs: int
+    writers: int
+    commits_per_writer: int
+    rerun: tuple[int, int]
+    """Bytes of a chunk, number of chunks."""
+    repeats_of_short: int
+    """How often in each round the workloads run that take a few seconds only: W4, W6, W8, W9."""
+    repeats_of_start: int
+    """The same for W10, which takes less than a second."""
+    systems: tuple[str, ...] | None = None
+    """What runs unless the command names systems; None for all."""
+
+
+FULL = Scale(
+    name="full",
+    rounds=1,
+    # 512 MiB at most: on virtual machines memory that was not touched lately can cost seconds per GiB.
+    bulk=((MIB, 512), (64 * KIB, 4_096), (4 * KIB, 20_000)),
+    existing_chunks=(1_000, 100_000, 1_000_000),
+    spread_chunks=100,
+    commits_each=20,
+    history_commits=1_000,
+    arrays=(1_000, 10_000),
+    virtual_refs=1_000_000,
+    writers=4,
+    commits_per_writer=50,
+    rerun=(64 * KIB, 1_024),
+    repeats_of_short=2,
+    repeats_of_start=3,
+    systems=(
+        "vstore",
+        "vstore-memory",
+        "icechunk",
+        "zarr-local",
+        "zarr-memory",
+        "tensorstore-ocdbt",
+        "limit-file",
+    ),
+)
+
+QUICK = Scale(
+    name="quick",
+    rounds=1,
+    # No chunks of 1 MiB: for so short a time they only measure what else the disk is doing.
+    bulk=((64 * KIB, 256), (4 * KIB, 1_000)),
+    existing_chunks=(100_000,),
+    spread_chunks=100,
+    commits_each=5,
+    history_commits=100,
+    arrays=(1_000,),
+    virtual_refs=100_000,
+    writers=4,
+    commits_per_writer=10,
+    rerun=(64 * KIB, 128),
+    repeats_of_short=1,
+    repeats_of_start=2,
+    systems=("vstore", "icechunk", "zarr-local", "zarr-memory", "tensorstore-ocdbt", "limit-file"),
+)
+
+SMOKE = Scale(
+    name="smoke",
+    rounds=1,
+    bulk=((4 * KIB, 20),),
+    existing_chunks=(50,),
+    spread_chunks=5,
+    commits_each=3,
+    history_commits=5,
+    arrays=(10,),
+    virtual_refs=100,
+    writers=2,
+    commits_per_writer=3,
+    rerun=(4 * KIB, 10),
+    repeats_of_short=1,
+    repeats_of_start=1,
+    systems=("vstore", "zarr-memory"),
+)
+
+SCALES = {scale.name: scale for scale in (FULL, QUICK, SMOKE)}

@@ -1,0 +1,177 @@
+"""The benchmarks run, check the data they read, and save results in the documented form. No times are judged here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.data import WrongDataError, check, values
+from benchmarks.harness import choose_systems, rotated
+from benchmarks.measure import disk_usage, measuring
+from benchmarks.processes import Task
+from benchmarks.report import align, figure, show_results
+from benchmarks.scales import FULL, QUICK, SMOKE
+from benchmarks.systems import SYSTEMS, why_unavailable
+from benchmarks.systems.base import Reader
+from benchmarks.systems.zarr_systems import ZarrMemory
+from benchmarks.worker import run_task
+from benchmarks.workloads import NAMES, PLANNED, get_workload, get_workloads
+from benchmarks.workloads.base import Against, Column
+
+ROOT = Path(__file__).resolve().parents[2]
+FUSED_MEMORY = [name for name in ("zarr-memory+fused",) if why_unavailable(name) is None]
+"""Older zarr has no fused pipeline."""
+
+
+def run(folder: Path, *arguments: str, timeout_s: int = 240) -> tuple[dict[str, Any], str]:
+    """Run the command at the smallest scale, with temporary files in `folder`; return its results and tables."""
+    saved = folder / "results.json"
+    temporary = folder / "temporary"
+    temporary.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--smoke", "--json", saved, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(temporary)},
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not list(temporary.iterdir())
+    return json.loads(saved.read_text()), done.stdout
+
+
+def check_form(results: dict[str, Any]) -> None:
+    assert (results["format"], results["scale"], results["rounds"]) == (1, "smoke", 1)
+    assert {"date", "python", "cpus", "versions", "commit"} <= set(results["environment"])
+    assert results["environment"]["versions"]["numpy"] == np.__version__
+    for name, cases in results["workloads"].items():
+        assert [case["label"] for case in get_workload(name).cases(SMOKE)] == list(cases)
+        for rounds in (rounds for case in cases.values() for rounds in case.values()):
+            assert rounds
+            for item in rounds:
+                assert item["error"] is None
+                assert item["stages"]
+                numbers = [number for stage in item["stages"].values() for number in stage.values()]
+                assert all(number is None or isinstance(number, int | float) for number in numbers)
+
+
+def test_a_small_run(tmp_path: Path) -> None:
+    results, shown = run(tmp_path, "--only", "W1,W4", "--systems", "vstore,zarr-memory")
+    check_form(results)
+    assert list(results["workloads"]) == ["W1", "W4"]
+    (bulk,) = results["workloads"]["W1"].values()
+    assert {"vstore", "zarr-memory", *FUSED_MEMORY} <= set(bulk)
+    assert set(bulk["vstore"][0]["stages"]) == {"write", "read"}
+    assert bulk["vstore"][0]["stages"]["write"]["disk_bytes"] > 20 * 4096
+    for title in ("W1 bulk write", "W2 bulk read", "W4 small commits", "W7 is not here yet"):
+        assert title in shown
+    assert str(tmp_path) not in json.dumps(results) + shown
+    assert show_results(results) == shown
+
+
+@pytest.mark.deep
+def test_all_workloads(tmp_path: Path) -> None:
+    results, _ = run(tmp_path, timeout_s=1800)
+    check_form(results)
+    assert list(results["workloads"]) == [workload.name for workload in get_workloads()]
+
+
+# --- data are verified --------------------------------------------------------------------------------------
+
+
+def test_wrong_data_are_noticed() -> None:
+    found = values(1, 3_000_000)
+    check(found, 1, "the array")
+    for index in (0, 1_500_000, len(found) - 1):
+        damaged = found.copy()
+        damaged[index] += 1
+        with pytest.raises(WrongDataError):
+            check(damaged, 1, "the array")
+    with pytest.raises(WrongDataError):
+        check(found, 2, "the array")
+
+
+class _Forgetful(ZarrMemory):
+    """Reads zeros where the last chunk should be."""
+
+    def open_array(self, path: str) -> Reader:
+        self.writable_store()._store_dict.pop(f"{path}/c/19", None)
+        return super().open_array(path)
+
+
+def test_a_system_that_loses_data_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SYSTEMS, "zarr-memory", _Forgetful)
+    workload = get_workload("W1")
+    (case,) = workload.cases(SMOKE)
+    outcome = run_task(Task("W1", "zarr-memory", case, workload.stages_of(case), str(tmp_path)))
+    assert outcome.error is not None
+    assert outcome.error.startswith("WrongDataError: the first read")
+    assert set(outcome.stages) == {"write"}
+
+
+# --- the harness's own arithmetic ---------------------------------------------------------------------------
+
+
+def test_rounds_rotate() -> None:
+    assert [rotated("abc", number) for number in range(4)] == [
+        list("abc"),
+        list("bca"),
+        list("cab"),
+        list("abc"),
+    ]
+
+
+def test_ratios_are_taken_inside_a_round() -> None:
+    def rounds(*seconds: float) -> list[dict[str, Any]]:
+        return [{"stages": {"write": {"s": number}}, "error": None} for number in seconds]
+
+    results = {"vstore": rounds(1, 8, 3), "icechunk": rounds(4, 8, 6), "limit-file": rounds(0.5, 1, 2)}
+    ratio = figure(Column("x", "write", "s", against=Against.BASELINE), "vstore", results)
+    assert ratio is not None
+    assert (ratio.median, ratio.least, ratio.most, ratio.rounds) == (2, 1, 4, 3)
+    rate = figure(
+        Column("x", "write", "s", against=Against.BASELINE, higher_is_better=True), "vstore", results
+    )
+    assert rate is not None
+    assert (rate.median, rate.least, rate.most) == (0.5, 0.25, 1)
+    over = figure(Column("over", "write", "s", against=Against.LIMIT), "vstore", results)
+    assert over is not None
+    assert (over.median, over.least, over.most) == (1, 0.5, 7)
+    assert figure(Column("absent", "write", "other"), "vstore", results) is None
+
+
+def test_systems_are_chosen_by_scale_and_by_name() -> None:
+    bulk, history = get_workload("W2"), get_workload("W4")
+    assert {"zarr-memory", *FUSED_MEMORY} <= set(choose_systems(bulk, FULL, ["zarr-memory"])[0])
+    assert choose_systems(history, FULL, ["zarr-memory", "vstore"])[0] == ["vstore"]
+    assert set(choose_systems(history, QUICK, None)[0]) <= set(QUICK.systems or ())
+
+
+def test_every_number_has_a_workload_or_a_plan() -> None:
+    assert sorted({*NAMES, *PLANNED}, key=lambda name: int(name[1:])) == [f"W{n}" for n in range(1, 11)]
+
+
+def test_measuring(tmp_path: Path) -> None:
+    with measuring() as measured:
+        (tmp_path / "file").write_bytes(bytes(10_000_000))
+    assert measured.seconds > 0
+    if sys.platform == "linux":
+        assert measured.written_bytes is not None
+        assert measured.written_bytes >= 10_000_000
+    assert disk_usage(tmp_path) == (10_000_000, 1)
+
+
+def test_tables_are_aligned() -> None:
+    assert align([["system", "a"], ["x", "100"]]).splitlines() == [
+        "system    a",
+        "-----------",
+        "x       100",
+    ]
