@@ -16,7 +16,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vstore.changes.diff import Diff
+    from vstore.changes.boxes import Box
+    from vstore.changes.diff import Diff, ValueChange
+    from vstore.changes.metadata import MISSING
     from vstore.config import RepositoryConfig
     from vstore.errors import (
         AccessDeniedError,
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
         FormatError,
         InternalError,
         InvalidInputError,
+        MergeConflictError,
         MissingBlobError,
+        NodeExistsError,
         NodeNotFoundError,
         NotFoundError,
         NothingToCommitError,
@@ -37,7 +41,9 @@ if TYPE_CHECKING:
         ObjectNotFoundError,
         OutcomeUnknownError,
         OutOfSpaceError,
+        ProtectedBranchError,
         ReadOnlyError,
+        RebaseFailedError,
         RefExistsError,
         RefNotFoundError,
         RepositoryExistsError,
@@ -45,7 +51,9 @@ if TYPE_CHECKING:
         SessionStateError,
         SnapshotExpiredError,
         SnapshotNotFoundError,
+        SolverError,
         StorageError,
+        UnrelatedHistoriesError,
         UnsafeStorageError,
         UnsupportedFormatError,
         VirtualChunkError,
@@ -53,6 +61,8 @@ if TYPE_CHECKING:
         VirtualChunkUnauthorizedError,
         VStoreError,
     )
+    from vstore.merge.conflicts import Conflict, ConflictType, UseValue, VersionSelection
+    from vstore.merge.solvers import BasicConflictSolver, ConflictDetector
     from vstore.repository import OperationInfo, Repository, SnapshotInfo, open  # noqa: A004
     from vstore.session import Session
     from vstore.store import SessionStore
@@ -62,8 +72,13 @@ __version__ = "0.1.0"
 __all__ = [
     "AccessDeniedError",
     "AlreadyExistsError",
+    "BasicConflictSolver",
+    "Box",
     "CommitOutcomeUnknownError",
+    "Conflict",
+    "ConflictDetector",
     "ConflictError",
+    "ConflictType",
     "CorruptionError",
     "Diff",
     "ErrorKind",
@@ -71,7 +86,10 @@ __all__ = [
     "FormatError",
     "InternalError",
     "InvalidInputError",
+    "MISSING",
+    "MergeConflictError",
     "MissingBlobError",
+    "NodeExistsError",
     "NodeNotFoundError",
     "NotFoundError",
     "NothingToCommitError",
@@ -80,7 +98,9 @@ __all__ = [
     "OperationInfo",
     "OutOfSpaceError",
     "OutcomeUnknownError",
+    "ProtectedBranchError",
     "ReadOnlyError",
+    "RebaseFailedError",
     "RefExistsError",
     "RefNotFoundError",
     "Repository",
@@ -93,10 +113,15 @@ __all__ = [
     "SnapshotExpiredError",
     "SnapshotInfo",
     "SnapshotNotFoundError",
+    "SolverError",
     "StorageError",
+    "UnrelatedHistoriesError",
     "UnsafeStorageError",
     "UnsupportedFormatError",
+    "UseValue",
     "VStoreError",
+    "ValueChange",
+    "VersionSelection",
     "VirtualChunkError",
     "VirtualChunkModifiedError",
     "VirtualChunkUnauthorizedError",
@@ -105,13 +130,22 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BasicConflictSolver": "vstore.merge.solvers",
+    "Box": "vstore.changes.boxes",
+    "Conflict": "vstore.merge.conflicts",
+    "ConflictDetector": "vstore.merge.solvers",
+    "ConflictType": "vstore.merge.conflicts",
     "Diff": "vstore.changes.diff",
+    "MISSING": "vstore.changes.metadata",
     "OperationInfo": "vstore.repository",
     "Repository": "vstore.repository",
     "RepositoryConfig": "vstore.config",
     "Session": "vstore.session",
     "SessionStore": "vstore.store",
     "SnapshotInfo": "vstore.repository",
+    "UseValue": "vstore.merge.conflicts",
+    "ValueChange": "vstore.changes.diff",
+    "VersionSelection": "vstore.merge.conflicts",
     "open": "vstore.repository",
 }
 

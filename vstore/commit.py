@@ -9,12 +9,14 @@ applied at most once. docs/architecture.md has the protocol.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from vstore.blobs.reader import remember_snapshot
 from vstore.blobs.writer import BlobWriter
 from vstore.catalog.base import (
     ABSENT,
+    PROTECTED,
     Absent,
     AddSnapshot,
     Applied,
@@ -22,6 +24,7 @@ from vstore.catalog.base import (
     EpochIs,
     Outcome,
     PacksUsable,
+    Precondition,
     RefIs,
     Refused,
     RescuePacks,
@@ -30,6 +33,7 @@ from vstore.catalog.base import (
     SetRef,
     Transaction,
     Update,
+    ValueIs,
 )
 from vstore.errors import (
     ConflictError,
@@ -61,7 +65,8 @@ _NO_EPOCH = -1
 class CommitRequest:
     """What to commit and where to. `branch` None makes a snapshot that no ref names.
 
-    `expected` is what the branch must hold; `parents` are the new snapshot's, which differ from it in an amend.
+    `expected` is what the branch must hold; `parents` are the new snapshot's, which differ from it in an amend and a
+    merge. `sources` are other snapshots whose blobs the new one points at. `conditions` must hold too.
     """
 
     kind: OperationKind
@@ -71,6 +76,9 @@ class CommitRequest:
     expected: SnapshotId | Absent
     parents: tuple[SnapshotEntry, ...]
     allow_empty: bool = False
+    sources: tuple[SnapshotId, ...] = ()
+    conditions: tuple[Precondition, ...] = ()
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +92,7 @@ class Prepared:
     root: Child | None
     packs: frozenset[PackId]
     epoch: int
+    online: ValueIs
 
 
 class Unchanged:
@@ -98,7 +107,7 @@ def prepare(handle: Handle, tree: Worktree, request: CommitRequest) -> Preparati
     """Make the chunks, the metadata and the snapshot of `request` durable."""
     writer = tree.writer
     with handle.catalog.reading() as view:
-        require_online(view)
+        online = require_online(view)
         _check_ref(view.ref(RefKind.BRANCH, request.branch) if request.branch else None, request)
         since, epoch = view.sequence, view.epoch
         jump = jump_target(view, request.parents[0] if request.parents else None)
@@ -114,7 +123,7 @@ def prepare(handle: Handle, tree: Worktree, request: CommitRequest) -> Preparati
         if isinstance(built, Unchanged):
             return built
         entry, root, packs = built
-        return Prepared(request, new_transaction_id(), since, entry, root, packs, epoch)
+        return Prepared(request, new_transaction_id(), since, entry, root, packs, epoch, online)
     raise StorageError("unreachable")
 
 
@@ -143,6 +152,7 @@ def _build(
             encoded.root,
         )
         ref = batch.add(BlobKind.SNAPSHOT, encode_snapshot(snapshot))
+        remember_snapshot(ref, snapshot)
     except BaseException:
         writer.drop_metadata(batch)
         raise
@@ -168,15 +178,8 @@ def publish(handle: Handle, prepared: Prepared, registered: SessionId | None = N
     Raises `ConflictError` if the branch moved, `CommitOutcomeUnknownError` if the storage can't tell.
     """
     request = prepared.request
-    epoch, known_epoch = prepared.epoch, prepared.epoch
+    epoch, online = prepared.epoch, prepared.online
     for _ in range(_EPOCH_TRIES):
-        with handle.catalog.reading() as view:
-            online = require_online(view)
-            epoch = view.epoch
-        if epoch != known_epoch:
-            # A collector moved since the packs were written: what it may have deleted must be looked at.
-            _check_present(handle, prepared.packs)
-            known_epoch = epoch
         outcome = handle.catalog.update(
             Transaction(
                 prepared.transaction,
@@ -186,11 +189,18 @@ def publish(handle: Handle, prepared: Prepared, registered: SessionId | None = N
                 handle.author,
                 (online, EpochIs(epoch), *_preconditions(prepared, registered)),
                 _updates(prepared, registered),
+                request.details,
             )
         )
         if isinstance(outcome, Applied):
             return prepared.entry.id
         _raise_refusal(outcome, prepared)
+        with handle.catalog.reading() as view:
+            online, found = require_online(view), view.epoch
+        if found != epoch:
+            # A collector moved since the packs were written: what it may have deleted must be looked at.
+            _check_present(handle, prepared.packs)
+            epoch = found
     raise StorageError(
         f"the commit gave up after {_EPOCH_TRIES} tries, as garbage collection kept moving. Nothing was changed; "
         "commit again."
@@ -218,8 +228,9 @@ def settle(handle: Handle, prepared: Prepared) -> bool:
 def _preconditions(prepared: Prepared, registered: SessionId | None) -> tuple[Any, ...]:
     request = prepared.request
     conditions: list[Any] = [
-        Retained(tuple(parent.id for parent in request.parents)),
+        Retained((*(parent.id for parent in request.parents), *request.sources)),
         PacksUsable(prepared.packs),
+        *request.conditions,
     ]
     if request.branch is not None:
         conditions.append(RefIs(RefKind.BRANCH, request.branch, request.expected))
@@ -260,9 +271,14 @@ def _raise_refusal(outcome: Outcome, prepared: Prepared) -> None:
             case RefIs():
                 raise _conflict(prepared.request, found)
             case Retained():
+                gone = found[0].hex() if isinstance(found, list) else "it started from"
                 raise SnapshotExpiredError(
-                    f"the snapshot that this session started from, {prepared.entry.parents[0].hex()}, has expired. "
-                    "Nothing was committed; run the writes again in a new session."
+                    f"snapshot {gone}, on which this session's changes are built, has expired. Nothing was "
+                    "committed; run the writes again in a new session."
+                )
+            case ValueIs(name) if name == PROTECTED:
+                raise ConflictError(
+                    "the protection of branches was changed meanwhile. Nothing was committed; try again."
                 )
             case PacksUsable():
                 raise _lost_packs([state.pack for state in found])  # type: ignore[attr-defined]
@@ -278,11 +294,14 @@ def _raise_refusal(outcome: Outcome, prepared: Prepared) -> None:
 def _conflict(request: CommitRequest, found: object) -> ConflictError:
     expected = None if isinstance(request.expected, Absent) else request.expected.hex()
     actual = found.hex() if isinstance(found, bytes) else None
-    where = f"now holds {actual}" if actual else "was deleted"
+    if actual:
+        where = f"now holds {actual}"
+        remedy = 'commit(message, rebase_with="fail") puts them on top where nothing clashes'
+    else:
+        where, remedy = "was deleted", "create it again and commit"
     return ConflictError(
         f"branch {request.branch!r} {where}; this session started from {expected}. Nothing was committed and the "
-        "session still holds its changes: flush(message) keeps them as a snapshot; or open a new session on the "
-        "branch and write again.",
+        f"session still holds its changes: {remedy}; flush(message) keeps them as a snapshot.",
         expected_parent=expected,
         actual_parent=actual,
     )

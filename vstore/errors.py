@@ -6,11 +6,14 @@ names the object, what was expected, what was found, and the next thing to do.
 
     VStoreError
       ConflictError                       the branch or ref moved: look again, then decide
+        MergeConflictError                two sides changed the same thing: choose a solver, or merge by hand
+          RebaseFailedError               the same, while a session followed its branch
       NotFoundError (KeyError)            RepositoryNotFoundError, RefNotFoundError, SnapshotNotFoundError,
                                           SnapshotExpiredError, NodeNotFoundError
-      AlreadyExistsError                  RepositoryExistsError, RefExistsError
+      AlreadyExistsError                  RepositoryExistsError, RefExistsError, NodeExistsError
       ReadOnlyError (ValueError)          written through something that only reads
-      InvalidInputError (ValueError)      the call's arguments are wrong
+      ProtectedBranchError                the branch was protected against this
+      InvalidInputError (ValueError)      the call's arguments are wrong: UnrelatedHistoriesError, SolverError
       SessionStateError                   NothingToCommitError, ForkedProcessError
       StorageError                        ObjectNotFoundError, ObjectExistsError, OutOfSpaceError,
                                           AccessDeniedError, OutcomeUnknownError, CommitOutcomeUnknownError,
@@ -22,8 +25,9 @@ names the object, what was expected, what was found, and the next thing to do.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 __all__ = [
     "AccessDeniedError",
@@ -36,7 +40,9 @@ __all__ = [
     "FormatError",
     "InternalError",
     "InvalidInputError",
+    "MergeConflictError",
     "MissingBlobError",
+    "NodeExistsError",
     "NodeNotFoundError",
     "NotFoundError",
     "NothingToCommitError",
@@ -44,7 +50,9 @@ __all__ = [
     "ObjectNotFoundError",
     "OutOfSpaceError",
     "OutcomeUnknownError",
+    "ProtectedBranchError",
     "ReadOnlyError",
+    "RebaseFailedError",
     "RefExistsError",
     "RefNotFoundError",
     "RepositoryExistsError",
@@ -52,7 +60,9 @@ __all__ = [
     "SessionStateError",
     "SnapshotExpiredError",
     "SnapshotNotFoundError",
+    "SolverError",
     "StorageError",
+    "UnrelatedHistoriesError",
     "UnsafeStorageError",
     "UnsupportedFormatError",
     "VStoreError",
@@ -96,6 +106,12 @@ class ErrorKind(StrEnum):
     VIRTUAL_CHUNK_UNAUTHORIZED = "virtual-chunk-unauthorized"
     VIRTUAL_CHUNK_MODIFIED = "virtual-chunk-modified"
     INTERNAL = "internal"
+    MERGE_CONFLICT = "merge-conflict"
+    REBASE_FAILED = "rebase-failed"
+    NODE_EXISTS = "node-exists"
+    PROTECTED_BRANCH = "protected-branch"
+    UNRELATED_HISTORIES = "unrelated-histories"
+    SOLVER = "solver"
 
 
 class VStoreError(Exception):
@@ -126,6 +142,40 @@ class ConflictError(VStoreError):
         super().__init__(message)
         self.expected_parent = expected_parent
         self.actual_parent = actual_parent
+
+
+class MergeConflictError(ConflictError):
+    """Two sides changed the same thing in different ways, and no rule says which change holds.
+
+    `conflicts` are all that were found, as `vstore.Conflict` values. Nothing was changed.
+    """
+
+    kind = ErrorKind.MERGE_CONFLICT
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        conflicts: Sequence[Any] = (),
+        expected_parent: str | None = None,
+        actual_parent: str | None = None,
+    ) -> None:
+        super().__init__(message, expected_parent=expected_parent, actual_parent=actual_parent)
+        self.conflicts = tuple(conflicts)
+
+
+class RebaseFailedError(MergeConflictError):
+    """A session's changes conflict with what its branch became; the session is as it was before.
+
+    `actual_parent` is the branch's snapshot that was tried.
+    """
+
+    kind = ErrorKind.REBASE_FAILED
+
+    @property
+    def snapshot(self) -> str | None:
+        """The snapshot on which the changes could not be put, as hex text."""
+        return self.actual_parent
 
 
 class NotFoundError(VStoreError, KeyError):
@@ -182,6 +232,12 @@ class RefExistsError(AlreadyExistsError):
     kind = ErrorKind.REF_EXISTS
 
 
+class NodeExistsError(AlreadyExistsError):
+    """There is a group, an array or another key at the path already."""
+
+    kind = ErrorKind.NODE_EXISTS
+
+
 class ReadOnlyError(VStoreError, ValueError):
     """A write through a read-only session, store or repository.
 
@@ -191,10 +247,28 @@ class ReadOnlyError(VStoreError, ValueError):
     kind = ErrorKind.READ_ONLY
 
 
+class ProtectedBranchError(VStoreError):
+    """A protected branch was to be reset or deleted."""
+
+    kind = ErrorKind.PROTECTED_BRANCH
+
+
 class InvalidInputError(VStoreError, ValueError):
     """An argument, a key, a name or a URL that can't be accepted."""
 
     kind = ErrorKind.INVALID_INPUT
+
+
+class UnrelatedHistoriesError(InvalidInputError):
+    """Two snapshots have no retained common ancestor, so that nothing tells what each side changed."""
+
+    kind = ErrorKind.UNRELATED_HISTORIES
+
+
+class SolverError(InvalidInputError):
+    """A conflict solver raised, or returned something that can't be used. Nothing was changed."""
+
+    kind = ErrorKind.SOLVER
 
 
 class SessionStateError(VStoreError):

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
 from vstore.blobs.reader import BlobReader
 from vstore.blobs.virtual import VirtualReader
-from vstore.catalog.base import ABSENT, STATUS, Absent, Catalog, CatalogView, ValueIs
+from vstore.catalog.base import ABSENT, PROTECTED, STATUS, Absent, Catalog, CatalogView, ValueIs
 from vstore.clock import SYSTEM_CLOCK, Clock
 from vstore.config import RepositoryConfig
-from vstore.errors import MissingBlobError, ReadOnlyError, SnapshotExpiredError
+from vstore.errors import MissingBlobError, ProtectedBranchError, ReadOnlyError, SnapshotExpiredError
 from vstore.format.record import PackMark, SnapshotEntry
 from vstore.format.refs import BlobRef
 from vstore.ids import PackId, SnapshotId
@@ -77,5 +78,27 @@ def require_online(view: CatalogView) -> ValueIs:
                 "this repository was set read-only" + (f" ({reason})" if reason else "") + ". "
                 "repo.set_status('online') makes it writable again."
             )
-    expected: bytes | Absent = ABSENT if status is None else status
-    return ValueIs(STATUS, expected)
+    return _value_is(STATUS, status)
+
+
+def require_unprotected(view: CatalogView, branch: str) -> ValueIs:
+    """Raise `ProtectedBranchError` if the branch is protected; else return the precondition that it stays so."""
+    value = view.value(PROTECTED)
+    patterns = [pattern for pattern in protected_patterns(value) if fnmatchcase(branch, pattern)]
+    if patterns:
+        by = "" if patterns == [branch] else f" by {', '.join(map(repr, patterns))}"
+        raise ProtectedBranchError(
+            f"branch {branch!r} is protected{by}: commits may be added to it, but it is not moved back or deleted. "
+            f"repo.unprotect_branch({patterns[0]!r}) lifts that."
+        )
+    return _value_is(PROTECTED, value)
+
+
+def protected_patterns(value: bytes | None) -> list[str]:
+    """Return the names and globs in the catalog's value `PROTECTED`, sorted."""
+    return [] if value is None else [str(pattern) for pattern in json.loads(value)]
+
+
+def _value_is(name: str, value: bytes | None) -> ValueIs:
+    expected: bytes | Absent = ABSENT if value is None else value
+    return ValueIs(name, expected)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from vstore.catalog.base import CatalogView
 from vstore.errors import InvalidInputError, RefNotFoundError, SnapshotNotFoundError
@@ -11,6 +11,9 @@ from vstore.format.record import RefKind, SnapshotEntry
 from vstore.ids import SNAPSHOT_PREFIX_DIGITS, SnapshotId, is_snapshot_text
 
 _SHOWN_NAMES = 5
+# Colours of `merge_bases`: reached from either side; from a common ancestor.
+_ONE, _OTHER, _STALE = 1, 2, 4
+_COMMON = _ONE | _OTHER
 
 
 def require_branch(view: CatalogView, name: str) -> SnapshotId:
@@ -24,6 +27,8 @@ def require_tag(view: CatalogView, name: str) -> SnapshotId:
 
 
 def _require_ref(view: CatalogView, kind: RefKind, name: str, noun: str) -> SnapshotId:
+    if not isinstance(name, str):
+        raise InvalidInputError(f"{name!r} is not the name of a {noun}: give text.")
     found = view.ref(kind, name)
     if found is not None:
         return found
@@ -62,32 +67,109 @@ def find_snapshot(view: CatalogView, text: str) -> SnapshotEntry:
     return require_entry(view, found[0])
 
 
+def resolve(view: CatalogView, branch: str | None, tag: str | None, snapshot_id: str | None) -> SnapshotEntry:
+    """Return the snapshot that exactly one of a branch, a tag and a snapshot id names."""
+    given = [argument for argument in (branch, tag, snapshot_id) if argument is not None]
+    if len(given) != 1:
+        raise InvalidInputError("give exactly one of branch, tag and snapshot_id")
+    if branch is not None:
+        return require_entry(view, require_branch(view, branch))
+    if tag is not None:
+        return require_entry(view, require_tag(view, tag))
+    assert snapshot_id is not None
+    return find_snapshot(view, snapshot_id)
+
+
 class AncestryWalk:
-    """Visits a snapshot and all its retained ancestors, newest first; parents of a merge come in by their depth.
+    """Visits snapshots and all their retained ancestors, newest first: a snapshot comes before its parents.
 
     It asks for a view anew for each batch, so that none is held open while a user looks at the results.
     """
 
-    def __init__(self, start: SnapshotEntry) -> None:
-        self._seen = {start.id}
-        self._pending = [_ranked(start)]
+    def __init__(self, *starts: SnapshotEntry) -> None:
+        unique = {start.id: start for start in starts}
+        self._seen = set(unique)
+        self._expired: set[SnapshotId] = set()
+        self._pending = [_ranked(start) for start in unique.values()]
+        heapify(self._pending)
 
     def take(self, view: CatalogView, count: int) -> list[SnapshotEntry]:
         """Return up to `count` more entries; none when all were returned."""
         entries: list[SnapshotEntry] = []
         while self._pending and len(entries) < count:
-            entry = heappop(self._pending)[3]
+            entry = heappop(self._pending)[2]
             entries.append(entry)
             for parent in entry.parents:
-                found = None if parent in self._seen else view.snapshot(parent)
+                if parent in self._seen:
+                    continue
                 self._seen.add(parent)
-                if found is not None:
+                found = view.snapshot(parent)
+                if found is None:
+                    self._expired.add(parent)
+                else:
                     heappush(self._pending, _ranked(found))
         return entries
 
+    def retained_parents(self, entry: SnapshotEntry) -> tuple[SnapshotId, ...]:
+        """Return those parents of a returned entry that this walk returns too."""
+        return tuple(parent for parent in entry.parents if parent not in self._expired)
 
-def _ranked(entry: SnapshotEntry) -> tuple[int, int, SnapshotId, SnapshotEntry]:
-    return -entry.depth, -entry.time_us, entry.id, entry
+
+def _ranked(entry: SnapshotEntry) -> tuple[int, SnapshotId, SnapshotEntry]:
+    # By time alone: a snapshot is later than all its parents, while `depth` counts first parents only.
+    return -entry.time_us, entry.id, entry
+
+
+def merge_bases(view: CatalogView, one: SnapshotEntry, other: SnapshotEntry) -> list[SnapshotEntry]:
+    """Return the best common ancestors: those of which none is an ancestor of another; newest first, then by id.
+
+    One as a rule, several after criss-cross merges, none for unrelated histories. Costs what happened since. The
+    painting of git's `paint_down_to_common`; as a snapshot is later than its parents, each has its last colour when
+    it is reached, and nothing is left to be removed afterwards.
+    """
+    paint = {one.id: _ONE}
+    paint[other.id] = paint.get(other.id, 0) | _OTHER
+    pending = [_ranked(entry) for entry in {one.id: one, other.id: other}.values()]
+    heapify(pending)
+    bases = []
+    undecided = len(pending)
+    while undecided:
+        entry = heappop(pending)[2]
+        colour = paint[entry.id]
+        undecided -= colour < _STALE
+        if colour == _COMMON:
+            bases.append(entry)
+            colour |= _STALE
+        for parent in entry.parents:
+            before = paint.get(parent)
+            if before is None:
+                found = view.snapshot(parent)
+                if found is None:
+                    continue
+                heappush(pending, _ranked(found))
+                undecided += 1
+            paint[parent] = (before or 0) | colour
+            undecided -= (before or 0) < _STALE <= colour
+    return bases
+
+
+def is_ancestor(view: CatalogView, ancestor: SnapshotEntry, descendant: SnapshotEntry) -> bool:
+    """Tell whether `descendant` is `ancestor` or comes from it, through any parents that are retained."""
+    # By the jumps of first parents it is quickly found, if it is there.
+    nearest = _first_where(view, descendant, lambda entry: entry.time_us <= ancestor.time_us)
+    if nearest is not None and nearest.id == ancestor.id:
+        return True
+    seen, pending = {descendant.id}, [descendant]
+    while pending:
+        entry = pending.pop()
+        if entry.id == ancestor.id:
+            return True
+        for parent in entry.parents if entry.time_us > ancestor.time_us else ():
+            found = None if parent in seen else view.snapshot(parent)
+            seen.add(parent)
+            if found is not None:
+                pending.append(found)
+    return False
 
 
 def find_as_of(view: CatalogView, head: SnapshotId, time_us: int) -> SnapshotEntry | None:

@@ -11,6 +11,8 @@ import random
 import re
 from typing import NewType, TypeAlias
 
+from blake3 import blake3
+
 from vstore.errors import InvalidInputError
 
 BytesLike: TypeAlias = bytes | bytearray | memoryview
@@ -41,8 +43,6 @@ _SNAPSHOT_TEXT = re.compile(r"[0-9a-f]{8,64}")
 
 def blake3_digest(data: BytesLike) -> Digest:
     """Return the blake3 digest of `data`."""
-    from blake3 import blake3
-
     return Digest(blake3(data).digest())
 
 

@@ -6,64 +6,66 @@ Refs, history, sessions and settings; every change is one catalog transaction.
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from vstore import refs
 from vstore.blobs.spill import PackSpill
 from vstore.blobs.virtual import VirtualReader
 from vstore.blobs.writer import BlobWriter
+from vstore.branching import CommitText, MergeRequest, cherry_pick, merge, merge_session, revert
 from vstore.catalog.base import (
     ABSENT,
     CONFIG,
     FORMAT_VERSION,
     METADATA,
+    PROTECTED,
     STATUS,
-    Absent,
     AddSnapshot,
-    Applied,
-    CatalogView,
-    DropRef,
     Identity,
-    NameUnused,
-    Precondition,
     RefIs,
-    Refusal,
-    Retained,
     SetRef,
     SetValue,
     Transaction,
-    Update,
-    ValueIs,
 )
 from vstore.catalog.location import create_catalog, find_catalog, open_catalog
+from vstore.changes.diff import Diff
 from vstore.clock import SYSTEM_CLOCK, Clock, from_datetime, to_datetime
+from vstore.comparison import PathHistory, diff, snapshot_tree
 from vstore.config import RepositoryConfig, default_author, encode_metadata
 from vstore.errors import (
     AlreadyExistsError,
-    ConflictError,
     InvalidInputError,
-    RefExistsError,
-    RefNotFoundError,
     RepositoryExistsError,
     RepositoryNotFoundError,
-    SessionStateError,
     SnapshotNotFoundError,
-    StorageError,
     UnsafeStorageError,
 )
 from vstore.format.envelope import BlobKind
-from vstore.format.record import Operation, OperationKind, RefKind, SnapshotEntry
+from vstore.format.record import OperationKind, RefKind, SnapshotEntry
 from vstore.format.snapshot import Snapshot, encode_snapshot
-from vstore.handle import Handle, require_online
-from vstore.history import AncestryWalk, find_as_of, find_snapshot, require_branch, require_entry, require_tag
-from vstore.ids import new_repository_id, new_transaction_id, parse_snapshot_id
+from vstore.graph import AncestryGraph, Commit
+from vstore.handle import Handle, protected_patterns, require_online
+from vstore.history import (
+    AncestryWalk,
+    find_as_of,
+    find_snapshot,
+    require_branch,
+    require_entry,
+    require_tag,
+    resolve,
+)
+from vstore.ids import SnapshotId, new_repository_id, new_transaction_id
 from vstore.keys.objects import pack_name
-from vstore.keys.refs import check_ref_name
+from vstore.keys.zarr import normalize_prefix
+from vstore.merge.solvers import SolverSpec
+from vstore.refs import MAIN
+from vstore.refs import OperationInfo as OperationInfo
 from vstore.session import Session
 from vstore.storage.base import Storage
 from vstore.storage.location import open_storage
@@ -72,7 +74,6 @@ from vstore.twins import async_twin
 if TYPE_CHECKING:
     from vstore.store import SessionStore
 
-MAIN = "main"
 ROOT_MESSAGE = "Repository initialized"
 _BATCH = 256
 Location: TypeAlias = Any
@@ -93,17 +94,6 @@ class SnapshotInfo:
     def parent_id(self) -> str | None:
         """The first parent, or None for the first snapshot."""
         return self.parent_ids[0] if self.parent_ids else None
-
-
-@dataclass(frozen=True, slots=True)
-class OperationInfo:
-    """One entry of the operations log: who did what when, and the refs before and after."""
-
-    sequence: int
-    kind: str
-    written_at: datetime
-    author: str
-    changes: tuple[tuple[str, str, str | None, str | None], ...]
 
 
 class Repository:
@@ -256,7 +246,7 @@ class Repository:
         Raises `RefNotFoundError`, `SnapshotNotFoundError` or `InvalidInputError`.
         """
         with self._handle.catalog.reading() as view:
-            entry = _resolve(view, branch, tag, snapshot_id)
+            entry = resolve(view, branch, tag, snapshot_id)
             if as_of is not None:
                 if snapshot_id is not None:
                     raise InvalidInputError("as_of goes with a branch or a tag, not with a snapshot id")
@@ -278,12 +268,21 @@ class Repository:
 
     @contextmanager
     def transaction(
-        self, branch: str, *, message: str, metadata: Mapping[str, Any] | None = None
+        self,
+        branch: str,
+        *,
+        message: str,
+        metadata: Mapping[str, Any] | None = None,
+        rebase_with: SolverSpec = None,
+        rebase_tries: int = 1000,
     ) -> Iterator[SessionStore]:
-        """Yield a store and commit what was written to it when the block ends; an exception commits nothing."""
+        """Yield a store and commit what was written to it when the block ends; an exception commits nothing.
+
+        `rebase_with` and `rebase_tries` are those of `Session.commit`.
+        """
         with self.writable_session(branch) as session:
             yield session.store
-            session.commit(message, metadata)
+            session.commit(message, metadata, rebase_with=rebase_with, rebase_tries=rebase_tries)
 
     # --- history ---------------------------------------------------------------------------------------------
 
@@ -292,16 +291,94 @@ class Repository:
     ) -> Iterator[SnapshotInfo]:
         """Yield a snapshot and its ancestors, newest first, as a stream: give exactly one argument."""
         with self._handle.catalog.reading() as view:
-            start = _resolve(view, branch, tag, snapshot_id)
-        return self._iter_ancestry(AncestryWalk(start))
+            start = resolve(view, branch, tag, snapshot_id)
+        return map(self._info, self._walk(AncestryWalk(start)))
 
-    def _iter_ancestry(self, walk: AncestryWalk) -> Iterator[SnapshotInfo]:
+    def _walk(self, walk: AncestryWalk) -> Iterator[SnapshotEntry]:
         while True:
+            # A batch at a time: no view is held open while the caller looks at the results.
             with self._handle.catalog.reading() as view:
                 entries = walk.take(view, _BATCH)
             if not entries:
                 return
-            yield from map(self._info, entries)
+            yield from entries
+
+    def ancestry_graph(
+        self,
+        *,
+        branch: str | None = None,
+        tag: str | None = None,
+        snapshot_id: str | None = None,
+        plain: bool = False,
+    ) -> AncestryGraph:
+        """Return a picture of history as text, newest first, as `git log --graph` draws it.
+
+        Of all branches and tags, or of what one argument names. `str()` of the result is the text, iterating streams
+        its lines, and its `print()` has colours unless `plain`.
+        """
+        labels: dict[SnapshotId, list[str]] = defaultdict(list)
+        with self._handle.catalog.reading() as view:
+            for kind, prefix in ((RefKind.BRANCH, ""), (RefKind.TAG, "tag: ")):
+                for name, snapshot in view.iter_refs(kind):
+                    labels[snapshot].append(prefix + name)
+            if branch is tag is snapshot_id is None:
+                starts = [require_entry(view, snapshot) for snapshot in labels]
+            else:
+                starts = [resolve(view, branch, tag, snapshot_id)]
+        return AncestryGraph(lambda: self._iter_commits(AncestryWalk(*starts)), labels, plain=plain)
+
+    def _iter_commits(self, walk: AncestryWalk) -> Iterator[Commit]:
+        for entry in self._walk(walk):
+            yield Commit(entry.id, walk.retained_parents(entry), self._info(entry).message)
+
+    def log(
+        self,
+        path: str | None = None,
+        *,
+        branch: str | None = None,
+        tag: str | None = None,
+        snapshot_id: str | None = None,
+    ) -> Iterator[SnapshotInfo]:
+        """Yield the snapshots, newest first, that changed the node at `path` or what is below it; None: all.
+
+        By content, and also while the node had another path. A merge is listed if its result differs from every
+        parent. Give exactly one of the other arguments; without any, branch "main" is meant.
+        """
+        if branch is tag is snapshot_id is None:
+            branch = MAIN
+        if path is None:
+            yield from self.ancestry(branch=branch, tag=tag, snapshot_id=snapshot_id)
+            return
+        with self._handle.catalog.reading() as view:
+            start = resolve(view, branch, tag, snapshot_id)
+        history = PathHistory(self._handle, start, normalize_prefix(path))
+        for entry in self._walk(AncestryWalk(start)):
+            with self._handle.catalog.reading() as view:
+                found = [view.snapshot(parent) for parent in entry.parents]
+            if history.changed_by(entry, [parent for parent in found if parent is not None]):
+                yield self._info(entry)
+
+    def diff(
+        self,
+        *,
+        from_branch: str | None = None,
+        from_tag: str | None = None,
+        from_snapshot_id: str | None = None,
+        to_branch: str | None = None,
+        to_tag: str | None = None,
+        to_snapshot_id: str | None = None,
+        values: bool = False,
+    ) -> Diff:
+        """Return what differs between any two snapshots, related or not, by content; give one `from_` and one `to_`.
+
+        The cost follows the difference. With `values`, the changed chunks are read and their cells compared too, one
+        chunk at a time.
+        """
+        with self._handle.catalog.reading() as view:
+            older = resolve(view, from_branch, from_tag, from_snapshot_id)
+            newer = resolve(view, to_branch, to_tag, to_snapshot_id)
+        handle = self._handle
+        return diff(snapshot_tree(handle, older), snapshot_tree(handle, newer), values=values)
 
     def lookup_snapshot(self, snapshot_id: str) -> SnapshotInfo:
         """Return what is known of a snapshot; its id may be abbreviated to 8 or more hex digits."""
@@ -321,13 +398,114 @@ class Repository:
 
     def ops_log(self) -> Iterator[OperationInfo]:
         """Yield what was done to this repository, newest first, as a stream."""
-        before: int | None = None
-        while before is None or before > 0:
-            # A batch at a time: no view is held open while the caller looks at the results.
-            with self._handle.catalog.reading() as view:
-                operations = list(islice(view.iter_operations(before), _BATCH))
-            yield from map(_operation_info, operations)
-            before = operations[-1].sequence if operations else 0
+        return map(refs.operation_info, refs.iter_operations(self._handle))
+
+    def undo(self, *, expected: int | None = None) -> OperationInfo:
+        """Put the branches and tags of the newest operation that changed any back to what they held before it.
+
+        Undoing an undo does the operation again. `expected` is the number of the operation that you mean to undo. A
+        tag that is deleted by this keeps its name taken, as with `delete_tag`.
+
+        Raises `ConflictError` if that is not the newest one, or a ref moved meanwhile; `ProtectedBranchError` if a
+        protected branch would be moved back; `SnapshotExpiredError` if a snapshot is gone. Nothing is changed then.
+        """
+        return refs.operation_info(refs.undo(self._handle, expected))
+
+    def restore(self, operation: int | OperationInfo) -> OperationInfo:
+        """Make all branches and tags what they were right after an operation, in one step that can be undone.
+
+        Settings and metadata stay. If nothing is to be changed, nothing is written and the newest operation is
+        returned. Tags that are deleted by this keep their names taken.
+
+        Raises `ConflictError` if a ref moved meanwhile, and otherwise what `undo` raises.
+        """
+        return refs.operation_info(refs.restore(self._handle, operation))
+
+    # --- merging ---------------------------------------------------------------------------------------------
+
+    def merge(
+        self,
+        source: str,
+        into: str = MAIN,
+        *,
+        message: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        solver: SolverSpec = None,
+        fast_forward: bool = True,
+        squash: bool = False,
+    ) -> str:
+        """Merge a branch, tag or snapshot into a branch, and return the id of the branch's head then.
+
+        What only one side changed since their common ancestor is taken, what both changed alike is one change, and
+        `solver` decides the rest as for `Session.rebase`, "ours" being branch `into`. The new snapshot has two
+        parents, or with `squash` only the branch's. If the branch has nothing of its own it is moved to the source
+        (`fast_forward`); if the source is in it already, nothing happens.
+
+        Raises `MergeConflictError`, which has the conflicts, `UnrelatedHistoriesError`, `RefNotFoundError`; nothing
+        is changed then.
+        """
+        request = MergeRequest(source, into, solver, squash)
+        text = CommitText(message, metadata)
+        return merge(self._handle, request, text, self._default_metadata, fast_forward=fast_forward)
+
+    def merge_session(
+        self, source: str, into: str = MAIN, *, solver: SolverSpec = None, squash: bool = False
+    ) -> Session:
+        """Return a writable session on branch `into` that holds the result of a merge, to be looked at and edited.
+
+        `session.status()` shows it, `session.conflicts` what the solver decided; its commit is the merge. Raises what
+        `merge` raises, and `NothingToCommitError` if the source is merged already.
+        """
+        return merge_session(self._handle, MergeRequest(source, into, solver, squash), self._default_metadata)
+
+    def cherry_pick(
+        self,
+        snapshot_id: str,
+        branch: str = MAIN,
+        *,
+        message: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        solver: SolverSpec = None,
+        parent: int | None = None,
+    ) -> str:
+        """Put what one commit changed onto a branch as a new commit, and return its id.
+
+        `snapshot_id` may be a branch's or tag's name. Of a merge, `parent` says which parent it is compared with,
+        counted from 1. The message and metadata are the picked commit's, unless given. If the branch has all of it
+        already, its head's id is returned. Raises `MergeConflictError`, as `merge` does.
+        """
+        text = CommitText(message, metadata)
+        return cherry_pick(
+            self._handle, snapshot_id, branch, text, self._default_metadata, solver=solver, parent=parent
+        )
+
+    def revert(
+        self,
+        snapshot_id: str,
+        branch: str = MAIN,
+        *,
+        since: str | None = None,
+        message: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        solver: SolverSpec = None,
+        parent: int | None = None,
+    ) -> str:
+        """Undo what one commit changed, by a new commit on a branch, and return its id.
+
+        With `since`, an ancestor, all commits after that one are undone together. Of a merge, `parent` says which
+        parent's state to go back to, counted from 1. Raises `MergeConflictError` if the branch changed the same since.
+        """
+        text = CommitText(message, metadata)
+        return revert(
+            self._handle,
+            snapshot_id,
+            branch,
+            text,
+            self._default_metadata,
+            since=since,
+            solver=solver,
+            parent=parent,
+        )
 
     # --- branches and tags -----------------------------------------------------------------------------------
 
@@ -355,84 +533,50 @@ class Repository:
 
     def create_branch(self, branch: str, snapshot_id: str) -> None:
         """Make a branch that holds a snapshot. Raises `RefExistsError` if there is one of this name."""
-        self._create_ref(RefKind.BRANCH, branch, snapshot_id, ())
+        refs.create_branch(self._handle, branch, snapshot_id)
 
     def create_tag(self, tag: str, snapshot_id: str, *, force: bool = False) -> None:
         """Make a tag, which never moves. The name of a deleted tag stays taken, unless `force`.
 
         Raises `RefExistsError` if the name is taken.
         """
-        unused = () if force else (NameUnused(RefKind.TAG, tag),)
-        self._create_ref(RefKind.TAG, tag, snapshot_id, unused)
-
-    def _create_ref(
-        self, kind: RefKind, name: str, snapshot_id: str, conditions: tuple[Precondition, ...]
-    ) -> None:
-        check_ref_name(name)
-        with self._handle.catalog.reading() as view:
-            snapshot = find_snapshot(view, snapshot_id).id
-        operation = OperationKind.CREATE_BRANCH if kind == RefKind.BRANCH else OperationKind.CREATE_TAG
-        self._update(
-            operation,
-            (RefIs(kind, name, ABSENT), Retained((snapshot,)), *conditions),
-            (SetRef(kind, name, snapshot),),
-        )
+        refs.create_tag(self._handle, tag, snapshot_id, force=force)
 
     def delete_branch(self, branch: str) -> None:
-        """Delete a branch. Its snapshots stay readable by id until they expire; "main" can't be deleted."""
-        if branch == MAIN:
-            raise SessionStateError(f"branch {MAIN!r} can't be deleted. reset_branch() points it elsewhere.")
-        with self._handle.catalog.reading() as view:
-            found = require_branch(view, branch)
-        condition = RefIs(RefKind.BRANCH, branch, found)
-        self._update(OperationKind.DELETE_BRANCH, (condition,), (DropRef(RefKind.BRANCH, branch),))
+        """Delete a branch. Its snapshots stay readable by id until they expire; "main" can't be deleted.
+
+        Raises `ProtectedBranchError` if the branch is protected.
+        """
+        refs.delete_branch(self._handle, branch)
 
     def delete_tag(self, tag: str) -> None:
         """Delete a tag. Its name stays taken, so that it never comes to mean something else by accident."""
-        with self._handle.catalog.reading() as view:
-            found = require_tag(view, tag)
-        condition = RefIs(RefKind.TAG, tag, found)
-        self._update(OperationKind.DELETE_TAG, (condition,), (DropRef(RefKind.TAG, tag, retire=True),))
+        refs.delete_tag(self._handle, tag)
 
     def reset_branch(self, branch: str, snapshot_id: str, *, from_snapshot_id: str | None = None) -> None:
         """Point a branch at any snapshot. With `from_snapshot_id`, a full id, only if the branch holds that one.
 
-        Raises `ConflictError` if the branch holds something else, or moved meanwhile.
+        Raises `ConflictError` if the branch holds something else, or moved meanwhile, `ProtectedBranchError` if it is
+        protected.
         """
-        with self._handle.catalog.reading() as view:
-            snapshot = find_snapshot(view, snapshot_id).id
-            held = require_branch(view, branch)
-        expected = held if from_snapshot_id is None else parse_snapshot_id(from_snapshot_id)
-        self._update(
-            OperationKind.RESET_BRANCH,
-            (RefIs(RefKind.BRANCH, branch, expected), Retained((snapshot,))),
-            (SetRef(RefKind.BRANCH, branch, snapshot),),
-        )
+        refs.reset_branch(self._handle, branch, snapshot_id, from_snapshot_id)
 
-    def _update(
-        self,
-        kind: OperationKind,
-        preconditions: tuple[Precondition, ...],
-        updates: tuple[Update, ...],
-        details: dict[str, Any] | None = None,
-    ) -> None:
-        """Apply a transaction that only moves refs or values, or raise what its refusal means."""
+    def protect_branch(self, pattern: str) -> None:
+        """Refuse from now on to reset, delete or undo a branch, by its name or a glob such as "release/*".
+
+        "*" also matches "/". Commits are never refused. Branches need not be there yet; protecting again does
+        nothing.
+        """
+        refs.protect(self._handle, pattern)
+
+    def unprotect_branch(self, pattern: str) -> None:
+        """Lift a protection; `pattern` is a name or glob as `list_protected_branches` returns it."""
+        refs.unprotect(self._handle, pattern)
+
+    def list_protected_branches(self) -> set[str]:
+        """Return the names and globs of protected branches."""
         with self._handle.catalog.reading() as view:
-            online = () if kind == OperationKind.SET_STATUS else (require_online(view),)
-            since = view.sequence
-        transaction = Transaction(
-            new_transaction_id(),
-            since,
-            kind,
-            self._handle.clock.now_us(),
-            self._handle.author,
-            (*online, *preconditions),
-            updates,
-            details or {},
-        )
-        outcome = self._handle.catalog.update(transaction)
-        if not isinstance(outcome, Applied):
-            _raise_refusal(outcome.refusals[0])
+            return set(protected_patterns(view.value(PROTECTED)))
 
     # --- settings --------------------------------------------------------------------------------------------
 
@@ -443,7 +587,9 @@ class Repository:
 
     def save_config(self) -> None:
         """Persist this object's settings for everybody who opens the repository from now on."""
-        self._set_value(OperationKind.SET_CONFIG, CONFIG, lambda _: self._handle.config.to_json())
+        refs.set_value(
+            self._handle, OperationKind.SET_CONFIG, CONFIG, lambda _: self._handle.config.to_json()
+        )
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -455,7 +601,7 @@ class Repository:
     def set_metadata(self, metadata: Mapping[str, Any]) -> None:
         """Replace the repository's metadata."""
         encoded = encode_metadata(metadata)
-        self._set_value(OperationKind.SET_METADATA, METADATA, lambda _: encoded)
+        refs.set_value(self._handle, OperationKind.SET_METADATA, METADATA, lambda _: encoded)
 
     def update_metadata(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """Merge keys into the repository's metadata, atomically, and return the result."""
@@ -464,7 +610,7 @@ class Repository:
         def merge(old: bytes | None) -> bytes:
             return encode_metadata({**(json.loads(old) if old else {}), **metadata})
 
-        return dict(json.loads(self._set_value(OperationKind.SET_METADATA, METADATA, merge)))
+        return dict(json.loads(refs.set_value(self._handle, OperationKind.SET_METADATA, METADATA, merge)))
 
     @property
     def status(self) -> str:
@@ -478,22 +624,7 @@ class Repository:
         if availability not in ("online", "read_only"):
             raise InvalidInputError(f"a repository's status is 'online' or 'read_only', not {availability!r}")
         encoded = encode_metadata({"availability": availability, "reason": reason})
-        self._set_value(OperationKind.SET_STATUS, STATUS, lambda _: encoded)
-
-    def _set_value(self, kind: OperationKind, name: str, change: Any, tries: int = 20) -> bytes:
-        """Replace a value by what `change` makes of it, by compare-and-swap."""
-        for tries_left in reversed(range(tries)):
-            with self._handle.catalog.reading() as view:
-                old = view.value(name)
-            new: bytes = change(old)
-            expected: bytes | Absent = ABSENT if old is None else old
-            try:
-                self._update(kind, (ValueIs(name, expected),), (SetValue(name, new),))
-                return new
-            except ConflictError:
-                if not tries_left:
-                    raise
-        raise StorageError("unreachable")
+        refs.set_value(self._handle, OperationKind.SET_STATUS, STATUS, lambda _: encoded)
 
     def set_default_commit_metadata(self, metadata: Mapping[str, Any]) -> None:
         """Set metadata that is merged under that of each commit of sessions opened from now on by this object."""
@@ -507,11 +638,21 @@ class Repository:
     def __reduce__(self) -> tuple[Any, ...]:
         return (Repository, (self._handle, self._default_metadata))
 
+    diff_async = async_twin(diff)
+    merge_async = async_twin(merge)
+    merge_session_async = async_twin(merge_session)
+    cherry_pick_async = async_twin(cherry_pick)
+    revert_async = async_twin(revert)
     create_branch_async = async_twin(create_branch)
     create_tag_async = async_twin(create_tag)
     delete_branch_async = async_twin(delete_branch)
     delete_tag_async = async_twin(delete_tag)
     reset_branch_async = async_twin(reset_branch)
+    protect_branch_async = async_twin(protect_branch)
+    unprotect_branch_async = async_twin(unprotect_branch)
+    list_protected_branches_async = async_twin(list_protected_branches)
+    undo_async = async_twin(undo)
+    restore_async = async_twin(restore)
     list_branches_async = async_twin(list_branches)
     list_tags_async = async_twin(list_tags)
     lookup_branch_async = async_twin(lookup_branch)
@@ -528,20 +669,6 @@ class Repository:
 def open(location: Location, **options: Any) -> Repository:  # noqa: A001
     """Open the repository at a path, a URL or in an obstore store: `Repository.open` by a shorter name."""
     return Repository.open(location, **options)
-
-
-def _resolve(
-    view: CatalogView, branch: str | None, tag: str | None, snapshot_id: str | None
-) -> SnapshotEntry:
-    given = [argument for argument in (branch, tag, snapshot_id) if argument is not None]
-    if len(given) != 1:
-        raise InvalidInputError("give exactly one of branch, tag and snapshot_id")
-    if branch is not None:
-        return require_entry(view, require_branch(view, branch))
-    if tag is not None:
-        return require_entry(view, require_tag(view, tag))
-    assert snapshot_id is not None
-    return find_snapshot(view, snapshot_id)
 
 
 def _first_transaction(
@@ -565,43 +692,3 @@ def _first_transaction(
         (RefIs(RefKind.BRANCH, MAIN, ABSENT),),
         (AddSnapshot(entry), SetRef(RefKind.BRANCH, MAIN, entry.id), SetValue(CONFIG, config.to_json())),
     )
-
-
-def _raise_refusal(refusal: Refusal) -> None:
-    match refusal.precondition:
-        case RefIs(kind, name, expected) if isinstance(expected, Absent):
-            raise RefExistsError(f"there is a {kind.name.lower()} {name!r} already; choose another name.")
-        case RefIs(kind, name, expected):
-            if refusal.found is None:
-                raise RefNotFoundError(f"{kind.name.lower()} {name!r} was deleted meanwhile.")
-            found = refusal.found.hex() if isinstance(refusal.found, bytes) else str(refusal.found)
-            wanted = "" if isinstance(expected, Absent) else expected.hex()
-            raise ConflictError(
-                f"{kind.name.lower()} {name!r} holds {found}, not {wanted}. Look at it, then decide.",
-                expected_parent=wanted,
-                actual_parent=found,
-            )
-        case NameUnused(_, name):
-            raise RefExistsError(
-                f"a deleted tag was called {name!r}, and its name stays taken. Choose another, or pass force=True."
-            )
-        case Retained(snapshots):
-            raise SnapshotNotFoundError(f"snapshot {snapshots[0].hex()} has expired meanwhile.")
-        case ValueIs(name, _):
-            raise ConflictError(f"the repository's {name} was changed by somebody else meanwhile. Try again.")
-        case other:
-            raise StorageError(f"the change was refused ({type(other).__name__}); try again.")
-
-
-def _operation_info(operation: Operation) -> OperationInfo:
-    changes = tuple(
-        (
-            change.kind.name.lower(),
-            change.name,
-            None if change.before is None else change.before.hex(),
-            None if change.after is None else change.after.hex(),
-        )
-        for change in operation.changes
-    )
-    kind = operation.kind.name.lower().replace("_", "-")
-    return OperationInfo(operation.sequence, kind, to_datetime(operation.time_us), operation.author, changes)

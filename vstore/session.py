@@ -7,13 +7,14 @@ which it is a read-only session on the new snapshot.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from vstore.blobs.reader import BlobReader
 from vstore.blobs.writer import BlobWriter
-from vstore.catalog.base import Applied, CloseSession, OpenSession, Transaction
+from vstore.catalog.base import Applied, CloseSession, OpenSession, Precondition, Transaction
 from vstore.changes.diff import Diff
 from vstore.commit import (
     CommitRequest,
@@ -23,9 +24,12 @@ from vstore.commit import (
     publish,
     settle,
 )
+from vstore.comparison import diff, snapshot_tree
 from vstore.config import encode_metadata
 from vstore.errors import (
+    ConflictError,
     InvalidInputError,
+    NodeNotFoundError,
     NothingToCommitError,
     ReadOnlyError,
     SessionStateError,
@@ -33,17 +37,23 @@ from vstore.errors import (
 )
 from vstore.format.page import Child, Totals
 from vstore.format.record import OperationKind, SessionEntry, SnapshotEntry
-from vstore.handle import Handle, require_online
-from vstore.history import require_entry
+from vstore.handle import Handle, require_online, require_unprotected
+from vstore.history import require_branch, require_entry, resolve
 from vstore.ids import SessionId, new_session_id, new_transaction_id
 from vstore.keys.zarr import normalize_prefix
 from vstore.locks import ForkSafeLock
+from vstore.merge.conflicts import Conflict
+from vstore.merge.solvers import Solver, SolverSpec, make_solver
+from vstore.merge.three_way import merge_trees
+from vstore.rebase import Changes, Origin, Rebase, rebase_changes, unique_sources
 from vstore.shield import run_shielded
 from vstore.twins import async_twin
 from vstore.worktree import Worktree
+from vstore.worktree.compare import compare
 from vstore.worktree.frozen import FrozenChanges, freeze, thaw
 from vstore.worktree.listing import totals_below
-from vstore.worktree.status import status_of
+from vstore.worktree.moving import move_node
+from vstore.worktree.reindexing import check_index, map_each, reindex, require_array, shift_by
 
 if TYPE_CHECKING:
     from vstore.store import SessionStore
@@ -74,12 +84,17 @@ class Session:
         self._is_read_only = branch is None
         self._in_doubt: Prepared | None = None
         self._mutations_in_doubt = 0
+        self._origin = Origin(OperationKind.COMMIT)
+        self._rebases = 0
         blobs = handle.open_snapshot(entry)
         self._tree = self._clean_tree(blobs, blobs.snapshot(entry.ref).root)
 
     def _clean_tree(self, blobs: BlobReader, root: Child | None) -> Worktree:
         """Return a worktree without changes; nothing is read for it."""
         writer = None if self._is_read_only else BlobWriter(self._handle.storage, self._register)
+        return self._tree_with(blobs, root, writer)
+
+    def _tree_with(self, blobs: BlobReader, root: Child | None, writer: BlobWriter | None) -> Worktree:
         threshold = self._handle.config.inline_chunk_threshold_bytes
         return Worktree(blobs, root, virtual=self._handle.virtual, own=writer, inline_bytes=threshold)
 
@@ -108,7 +123,11 @@ class Session:
     @property
     def has_uncommitted_changes(self) -> bool:
         """Whether the session holds changes that differ from its snapshot."""
-        return self._tree.mutations > 0 and not status_of(self._tree).is_empty()
+        tree = self._tree
+        if tree.mutations == 0:
+            return False
+        with tree.lock:
+            return not compare(tree.unedited(), tree).is_empty()
 
     @property
     def store(self) -> SessionStore:
@@ -121,29 +140,181 @@ class Session:
         """Return count and bytes of the chunks of all arrays at and below `path`; reads no chunk."""
         return totals_below(self._tree, normalize_prefix(path))
 
-    def status(self) -> Diff:
-        """Return what this session changed since its snapshot, by content."""
-        return status_of(self._tree)
+    def status(self, *, values: bool = False) -> Diff:
+        """Return what this session changed since its snapshot, by content; `values` as in `Repository.diff`."""
+        with self._tree.lock:
+            return diff(self._tree.unedited(), self._tree, values=values)
+
+    def diff(
+        self,
+        *,
+        branch: str | None = None,
+        tag: str | None = None,
+        snapshot_id: str | None = None,
+        values: bool = False,
+    ) -> Diff:
+        """Return what differs from another snapshot to what this session shows; `values` as in `Repository.diff`."""
+        with self._handle.catalog.reading() as view:
+            entry = resolve(view, branch, tag, snapshot_id)
+        with self._tree.lock:
+            return diff(snapshot_tree(self._handle, entry), self._tree, values=values)
 
     def __repr__(self) -> str:
         mode = "read-only" if self._is_read_only else f"branch {self._branch!r}"
         return f"<vstore.Session {mode}, snapshot {self.snapshot_id[:12]}, {self._handle.storage.url}>"
 
+    # --- moving things ---------------------------------------------------------------------------------------
+
+    def move(self, from_path: str, to_path: str) -> None:
+        """Move a node and all below it to another path, whose parent is a group (or the root) and which is free.
+
+        An edit of metadata, whatever the node holds; it keeps its id, so that merges follow it. Raises
+        `NodeNotFoundError`, `NodeExistsError`, or `InvalidInputError` for a move into itself or below an array.
+        """
+        move_node(self.tree_for_writing(), normalize_prefix(from_path), normalize_prefix(to_path))
+
+    def shift_array(self, array_path: str, chunk_offset: Sequence[int]) -> None:
+        """Move every chunk of an array by so many chunks along each dimension, without reading any.
+
+        What leaves the chunk grid is dropped, what becomes free reads as fill value. A chunk at the array's edge is
+        moved whole, with what it holds beyond the edge. Raises `InvalidInputError` for grids that are not regular.
+        """
+        tree, path = self.tree_for_writing(), normalize_prefix(array_path)
+        with tree.lock:
+            array = require_array(tree, path)[1]
+            assert array.spec.grid is not None
+            offset = check_index(chunk_offset, array.spec.ndim, path)
+            reindex(tree, path, shift_by(offset, array.spec.grid))
+
+    def reindex_array(
+        self,
+        array_path: str,
+        forward: Callable[[tuple[int, ...]], Sequence[int] | None],
+        backward: Callable[[tuple[int, ...]], Sequence[int] | None] | None = None,
+    ) -> None:
+        """Give every chunk the index that `forward` returns for its own; None drops it. No chunk is read.
+
+        A place that no chunk is moved to reads as fill value afterwards. `backward`, if given, must undo `forward`.
+        Raises `InvalidInputError`, before anything is changed, if two chunks would get one index, or one lies outside
+        the chunk grid, or the grid is not regular. For millions of chunks `shift_array` is faster.
+        """
+        path = normalize_prefix(array_path)
+        reindex(self.tree_for_writing(), path, map_each(forward, backward, path))
+
+    def get_node_id(self, path: str) -> str:
+        """Return the id of a group or array, which moves and renames keep, as hex text."""
+        node = self._tree.nodes.node(normalize_prefix(path))
+        if node is None:
+            raise NodeNotFoundError(f"there is no group or array at {path!r}.")
+        return node.node_id.hex()
+
+    # --- rebasing and merging --------------------------------------------------------------------------------
+
+    def rebase(self, solver: SolverSpec = None) -> None:
+        """Put this session's changes onto what its branch holds now; nothing happens if that did not move.
+
+        What only one side changed is that side's, and equal changes are one. `solver` decides the rest: "ours" (the
+        session's), "theirs", "cells" (merge the cells of chunks), {path pattern: solver}, or a function that gets a
+        `Conflict`. Raises `RebaseFailedError`, which has the conflicts, if any are left; the session is as before
+        then. Raises `RefNotFoundError` if the branch was deleted.
+        """
+        chosen = make_solver(solver)
+        with self._lock:
+            self._settle_doubt()
+            self._require_writable()
+            self._rebase(chosen)
+
+    def _rebase(self, solver: Solver) -> None:
+        assert self._branch is not None
+        with self._handle.catalog.reading() as view:
+            head = require_entry(view, require_branch(view, self._branch))
+        if head.id == self._entry.id:
+            return
+        blobs = self._handle.open_snapshot(head)
+        root = blobs.snapshot(head.ref).root
+        old = self._tree
+        with self._frozen(old, "this session is being rebased. Wait for it."):
+            merged = rebase_changes(
+                old,
+                Worktree(blobs, root, virtual=self._handle.virtual),
+                solver,
+                lambda: self._tree_with(blobs, root, old.writer),
+                ids=(self.snapshot_id, head.id.hex()),
+            )
+        old.closed = "this session was rebased while this was being written. Write it again."
+        sources = unique_sources(self._origin.sources, *([self._entry.id] if merged.borrows else []))
+        self._origin = replace(
+            self._origin, sources=sources, settled=(*self._origin.settled, *merged.settled)
+        )
+        self._tree, self._entry = merged.tree, head
+        self._rebases += 1
+
+    def apply(self, changes: Changes, solver: Solver) -> None:
+        """Put what changed between two snapshots onto this session, which must not have been written to."""
+        with self._lock:
+            self._require_writable()
+            old = self._tree
+            with self._frozen(old, "a merge is being made. Wait for it."):
+                merged = merge_trees(
+                    changes.base,
+                    old.unedited(),
+                    changes.incoming,
+                    solver,
+                    lambda: self._tree_with(old.blobs, old.nodes.root, old.writer),
+                    incoming_is_ours=False,
+                )
+            merged.tree.mutations = old.mutations + 1
+            old.closed = "a merge was made while this was being written. Write it again."
+            self._tree = merged.tree
+            self._origin = replace(changes.origin, settled=merged.settled)
+
+    @property
+    def conflicts(self) -> tuple[Conflict, ...]:
+        """The conflicts that a solver decided while this session was merged or rebased, to be looked at."""
+        return self._origin.settled
+
+    @contextlib.contextmanager
+    def _frozen(self, tree: Worktree, why: str) -> Iterator[None]:
+        """Let nothing be written to a worktree; it is open again afterwards, unless it was closed for good."""
+        with tree.lock:
+            tree.closed = why
+        try:
+            yield
+        except BaseException:
+            tree.closed = None
+            raise
+
     # --- committing ------------------------------------------------------------------------------------------
 
     def commit(
-        self, message: str, metadata: Mapping[str, Any] | None = None, *, allow_empty: bool = False
+        self,
+        message: str,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        rebase_with: SolverSpec = None,
+        rebase_tries: int = 1000,
+        allow_empty: bool = False,
     ) -> str:
         """Make the session's changes the branch's new head, atomically, and return the new snapshot's id.
 
         Afterwards the session is read-only, on that snapshot. If all that was written equals the head, nothing is
-        made and the head's id is returned, unless `allow_empty`.
+        made and the head's id is returned, unless `allow_empty`. With `rebase_with`, a solver as for `rebase` ("fail"
+        decides nothing), a moved branch is followed, up to `rebase_tries` times; what was uploaded is used again.
 
-        Raises `NothingToCommitError` if nothing was written; `ConflictError` if the branch moved (the session keeps
-        its changes); `CommitOutcomeUnknownError` if the storage can't tell whether it landed (call again to find
-        out). On any error nothing is visible and nothing is lost.
+        Raises `NothingToCommitError` if nothing was written; `ConflictError` if the branch moved, and
+        `RebaseFailedError` if the changes clash (the session keeps them); `CommitOutcomeUnknownError` if the storage
+        can't tell whether it landed (call again to find out). On any error nothing is visible and nothing is lost.
         """
-        return self._commit(OperationKind.COMMIT, message, metadata, allow_empty)
+        if type(rebase_tries) is not int or rebase_tries < 0:
+            raise InvalidInputError(
+                f"rebase_tries is {rebase_tries!r}; give how often to follow the branch, 0 or more"
+            )
+        rebase = (
+            None
+            if rebase_with is None
+            else Rebase(make_solver(rebase_with), rebase_tries, self._handle.clock)
+        )
+        return self._commit(self._origin.kind, message, metadata, allow_empty, rebase)
 
     def amend(
         self, message: str, metadata: Mapping[str, Any] | None = None, *, allow_empty: bool = False
@@ -153,6 +324,8 @@ class Session:
         The new snapshot has the head's parents; the old head stays readable by its id until it expires. Raises what
         `commit` raises, and `SessionStateError` for the first snapshot, which has no parent.
         """
+        if self._origin.parents:
+            raise SessionStateError("a merge can't be amended into the branch's head. Use commit().")
         if not self._entry.parents:
             raise SessionStateError("the first snapshot of a repository can't be amended. Use commit().")
         return self._commit(OperationKind.AMEND, message, metadata, allow_empty)
@@ -166,7 +339,12 @@ class Session:
         return self._commit(OperationKind.FLUSH, message, metadata, True)
 
     def _commit(
-        self, kind: OperationKind, message: str, metadata: Mapping[str, Any] | None, allow_empty: bool
+        self,
+        kind: OperationKind,
+        message: str,
+        metadata: Mapping[str, Any] | None,
+        allow_empty: bool,
+        rebase: Rebase | None = None,
     ) -> str:
         if not isinstance(message, str):
             raise InvalidInputError(f"a commit message is a str, not a {type(message).__name__}")
@@ -176,9 +354,11 @@ class Session:
             raise InvalidInputError(f"the commit message {message!r} is not valid Unicode") from None
         encode_metadata(metadata)
         encoded = encode_metadata({**self._default_metadata, **(metadata or {})})
-        return run_shielded(lambda: self._commit_encoded(kind, message, encoded, allow_empty))
+        return run_shielded(lambda: self._commit_encoded(kind, message, encoded, allow_empty, rebase))
 
-    def _commit_encoded(self, kind: OperationKind, message: str, encoded: bytes, allow_empty: bool) -> str:
+    def _commit_encoded(
+        self, kind: OperationKind, message: str, encoded: bytes, allow_empty: bool, rebase: Rebase | None
+    ) -> str:
         with self._lock:
             landed = self._settle_doubt()
             if landed is not None:
@@ -188,30 +368,46 @@ class Session:
                 raise NothingToCommitError(
                     "nothing was written in this session. Write something, or pass allow_empty=True."
                 )
-            return self._commit_request(self._request(kind, message, encoded, allow_empty))
+            while True:
+                try:
+                    return self._commit_request(self._request(kind, message, encoded, allow_empty))
+                except ConflictError as error:
+                    if rebase is None or not rebase.wait_for_another_try():
+                        raise
+                    if error.actual_parent is None:
+                        # The branch is gone: there is nothing to follow.
+                        raise
+                self._rebase(rebase.solver)
 
     def _request(
         self, kind: OperationKind, message: str, metadata: bytes, allow_empty: bool
     ) -> CommitRequest:
-        parents: tuple[SnapshotEntry, ...] = (self._entry,)
+        parents: tuple[SnapshotEntry, ...] = (self._entry, *self._origin.parents)
+        conditions: tuple[Precondition, ...] = ()
         if kind == OperationKind.AMEND:
-            allow_empty = True
+            assert self._branch is not None
             with self._handle.catalog.reading() as view:
                 parents = tuple(require_entry(view, parent) for parent in self._entry.parents)
-        branch = None if kind == OperationKind.FLUSH else self._branch
-        return CommitRequest(kind, message, metadata, branch, self._entry.id, parents, allow_empty)
+                conditions = (require_unprotected(view, self._branch),)
+        return CommitRequest(
+            kind,
+            message,
+            metadata,
+            None if kind == OperationKind.FLUSH else self._branch,
+            self._entry.id,
+            parents,
+            # An amend changes the message at least, a merge the history.
+            allow_empty or kind == OperationKind.AMEND or len(parents) > 1,
+            self._origin.sources,
+            conditions,
+            {**self._origin.details, **({"rebases": self._rebases} if self._rebases else {})},
+        )
 
     def _commit_request(self, request: CommitRequest) -> str:
         tree = self._tree
-        with tree.lock:
-            tree.closed = (
-                "this session is being committed; what is written meanwhile would be lost. Wait for it."
-            )
-        try:
+        why = "this session is being committed; what is written meanwhile would be lost. Wait for it."
+        with self._frozen(tree, why):
             snapshot = self._commit_frozen(request)
-        except BaseException:
-            tree.closed = None
-            raise
         tree.closed = "this session was committed. Open a new one with repo.writable_session(branch)."
         return snapshot
 
@@ -269,6 +465,7 @@ class Session:
             old = self._tree
             self._tree = self._clean_tree(old.blobs, old.nodes.root)
             self._tree.mutations = old.mutations + 1
+            self._origin = Origin(OperationKind.COMMIT)
             old.closed = "the changes of this session were discarded while this was being written"
             old.writer.close()
             self._unregister()
@@ -371,6 +568,7 @@ class Session:
     commit_async = async_twin(commit)
     amend_async = async_twin(amend)
     flush_async = async_twin(flush)
+    rebase_async = async_twin(rebase)
     discard_changes_async = async_twin(discard_changes)
     status_async = async_twin(status)
 

@@ -41,8 +41,8 @@ class PageStore(Protocol):
 class PageSink(Protocol):
     """Where new pages go."""
 
-    def add_page(self, data: bytes) -> BlobRef:
-        """Take an encoded page and say where it will be."""
+    def add_page(self, data: bytes, page: Page) -> BlobRef:
+        """Take a page, encoded and as it is, and say where it will be."""
 
 
 class Change(NamedTuple):
@@ -247,6 +247,106 @@ def iter_pages(
             pending.extend((item, depth + 1) for item in reversed(below) if not skip(item.ref))
 
 
+class Difference(NamedTuple):
+    """A key at which two trees differ, and what each of them holds there."""
+
+    key: bytes
+    before: Entry | None
+    after: Entry | None
+
+
+def iter_differences(
+    before_store: PageStore,
+    before: Child | None,
+    after_store: PageStore,
+    after: Child | None,
+    start: bytes = b"",
+    stop: bytes | None = None,
+) -> Iterator[Difference]:
+    """Yield where two trees differ in start <= key < stop, in order; pages of equal digest are passed over unread."""
+    one, other = _Frontier(before_store, before, start, stop), _Frontier(after_store, after, start, stop)
+    while True:
+        left, right = one.head, other.head
+        if left is None and right is None:
+            return
+        if left is not None and right is not None and left.is_same_page(right):
+            one.drop()
+            other.drop()
+            continue
+        if left is not None and left.entry is None and _goes_first(left, right):
+            one.expand()
+        elif right is not None and right.entry is None and _goes_first(right, left):
+            other.expand()
+        elif right is None or (left is not None and left.key < right.key):
+            assert left is not None
+            assert left.entry is not None
+            yield Difference(left.key, left.entry, None)
+            one.drop()
+        elif left is None or right.key < left.key:
+            assert right.entry is not None
+            yield Difference(right.key, None, right.entry)
+            other.drop()
+        else:
+            if left.entry != right.entry:
+                yield Difference(left.key, left.entry, right.entry)
+            one.drop()
+            other.drop()
+
+
+class _Item(NamedTuple):
+    """A page that is still closed (`entry` None), or an entry of an opened leaf; `level` is 0 for an entry."""
+
+    key: bytes
+    level: int
+    ref: BlobRef | None
+    entry: Entry | None
+
+    def is_same_page(self, other: _Item) -> bool:
+        return self.ref is not None and other.ref is not None and self.ref.digest == other.ref.digest
+
+
+def _goes_first(page: _Item, other: _Item | None) -> bool:
+    """Tell whether a closed page is to be opened before `other` is looked at: it starts earlier, or lies higher."""
+    if other is None or page.key != other.key:
+        return other is None or page.key < other.key
+    return page.level >= other.level
+
+
+class _Frontier:
+    """What is left of a tree, in the order of keys, opened no further than was asked for."""
+
+    def __init__(self, store: PageStore, root: Child | None, start: bytes, stop: bytes | None) -> None:
+        self._store = store
+        self._start, self._stop = start, stop
+        # The level of a page is known when it is opened; the root goes before all that it could be compared with.
+        self._items = [] if root is None else [_Item(b"", MAX_LEVEL + 2, root.ref, None)]
+
+    @property
+    def head(self) -> _Item | None:
+        return self._items[-1] if self._items else None
+
+    def drop(self) -> None:
+        self._items.pop()
+
+    def expand(self) -> None:
+        """Replace the closed page at the head by what is in it."""
+        item = self._items.pop()
+        assert item.ref is not None
+        page = self._store.page(item.ref)
+        if page.level >= item.level or page.level > MAX_LEVEL:
+            raise CorruptionError("a page tree is deeper than the format allows")
+        if page.level:
+            inside = _covering(page.keys, self._start, self._stop)
+            below = [_Item(page.keys[i], page.level, decode_child(page.values[i]).ref, None) for i in inside]
+        else:
+            high = len(page.keys) if self._stop is None else bisect_left(page.keys, self._stop)
+            below = [
+                _Item(page.keys[i], 0, None, Entry(page.keys[i], page.tags[i], page.values[i]))
+                for i in range(bisect_left(page.keys, self._start), high)
+            ]
+        self._items.extend(reversed(below))
+
+
 def _check_depth(depth: int) -> None:
     if depth > MAX_LEVEL:
         raise CorruptionError("a page tree is deeper than the format allows")
@@ -361,7 +461,9 @@ class _Writer:
         return Entry(piece.key, 0, encode_child(child))
 
     def _write(self, level: int, entries: list[Entry]) -> Child:
-        ref = self._sink.add_page(encode_page(level, entries))
+        keys, values = [entry.key for entry in entries], [entry.value for entry in entries]
+        page = Page(level, keys, bytes([entry.tag for entry in entries]), values)
+        ref = self._sink.add_page(encode_page(level, entries), page)
         self._written[ref.digest] = (level, [entry.value for entry in entries[:2]])
         if level == 0:
             totals = sum(map(self._policy.measure, entries), Totals())

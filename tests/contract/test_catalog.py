@@ -81,7 +81,7 @@ class TestLogWithoutHints(LogContract):
     @pytest.fixture
     def storage(self) -> Storage:
         class WithoutHints(FaultyStorage):
-            def write(self, name: str, data: bytes) -> None:
+            def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
                 pass
 
         return WithoutHints(ObjectStorage(MemoryStore()))

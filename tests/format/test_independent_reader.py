@@ -166,7 +166,7 @@ class Repository:
         self.end += len(data) + check_table_size(len(data))
         return ref
 
-    def add_page(self, data: bytes) -> BlobRef:
+    def add_page(self, data: bytes, page: object = None) -> BlobRef:
         return self.add(BlobKind.PAGE, data)
 
     def page(self, ref: BlobRef) -> Any:

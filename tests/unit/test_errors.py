@@ -41,6 +41,12 @@ KINDS = {
     "VirtualChunkError": "virtual-chunk",
     "VirtualChunkModifiedError": "virtual-chunk-modified",
     "VirtualChunkUnauthorizedError": "virtual-chunk-unauthorized",
+    "MergeConflictError": "merge-conflict",
+    "NodeExistsError": "node-exists",
+    "ProtectedBranchError": "protected-branch",
+    "RebaseFailedError": "rebase-failed",
+    "SolverError": "solver",
+    "UnrelatedHistoriesError": "unrelated-histories",
 }
 
 

@@ -30,6 +30,8 @@ from tests.repositories import (
     write,
 )
 from vstore.blobs.cache import CACHE
+from vstore.changes.boxes import Box, boxes_of
+from vstore.changes.metadata import MISSING
 from vstore.config import RepositoryConfig
 from vstore.errors import StorageError
 from vstore.ops.fsck import check
@@ -388,6 +390,10 @@ def tree(repository: vstore.Repository) -> Session:
     return repository.writable_session("main")
 
 
+def chunks(path: str, indices: list[tuple[int, ...]]) -> dict[str, tuple[Box, ...]]:
+    return {path: boxes_of(np.array(indices))}
+
+
 def test_a_fresh_session_has_no_status(tree: Session) -> None:
     assert tree.status() == vstore.Diff()
     assert tree.status().is_empty()
@@ -400,7 +406,7 @@ def test_new_nodes_in_the_status(tree: Session) -> None:
     assert tree.status() == vstore.Diff(
         new_groups=frozenset({"/new"}),
         new_arrays=frozenset({"/new/a"}),
-        updated_chunks={"/new/a": [(2,)]},
+        chunk_boxes=chunks("/new/a", [(2,)]),
     )
     assert tree.has_uncommitted_changes
 
@@ -413,13 +419,17 @@ def test_deleted_nodes_in_the_status(tree: Session) -> None:
 def test_updated_nodes_in_the_status(tree: Session) -> None:
     write(tree, {"g/zarr.json": GROUP.replace(b"{}", b'{"a": 1}')})
     write(tree, {"b/zarr.json": array_document((4, 4), (2, 2), attributes={"units": "m"})})
-    assert tree.status() == vstore.Diff(updated_groups=frozenset({"/g"}), updated_arrays=frozenset({"/b"}))
+    assert tree.status() == vstore.Diff(
+        updated_groups=frozenset({"/g"}),
+        updated_arrays=frozenset({"/b"}),
+        updated_attributes={"/g": {"a": (MISSING, 1)}, "/b": {"units": (MISSING, "m")}},
+    )
 
 
 def test_chunks_in_the_status(tree: Session) -> None:
     write(tree, {"b/c/1/0": b"wxyz", "b/c/0/1": b"wxyz" * 300, "g/a/c/0/0": b"abcd"})
     tree.tree.delete("b/c/1/1")
-    assert tree.status() == vstore.Diff(updated_chunks={"/b": [(0, 1), (1, 0), (1, 1)]})
+    assert tree.status() == vstore.Diff(chunk_boxes=chunks("/b", [(0, 1), (1, 0), (1, 1)]))
 
 
 def test_values_in_the_status(tree: Session) -> None:
@@ -435,7 +445,9 @@ def test_a_root_group_in_the_status(session: Session) -> None:
 def test_a_shrunk_array_in_the_status(tree: Session) -> None:
     write(tree, {"b/zarr.json": array_document((2, 4), (2, 2))})
     assert tree.status() == vstore.Diff(
-        updated_arrays=frozenset({"/b"}), updated_chunks={"/b": [(1, 0), (1, 1)]}
+        updated_arrays=frozenset({"/b"}),
+        updated_fields={"/b": {"shape": ([4, 4], [2, 4])}},
+        chunk_boxes=chunks("/b", [(1, 0), (1, 1)]),
     )
 
 
@@ -451,7 +463,7 @@ def test_an_array_recreated_with_another_dtype_in_the_status(tree: Session) -> N
     assert tree.status() == vstore.Diff(
         deleted_arrays=frozenset({"/b"}),
         new_arrays=frozenset({"/b"}),
-        updated_chunks={"/b": [(0, 0)]},
+        chunk_boxes=chunks("/b", [(0, 0)]),
     )
 
 

@@ -28,9 +28,11 @@ from vstore.format.refs import BlobRef
 from vstore.ids import PackId, blake3_digest
 from vstore.tree import (
     Change,
+    Difference,
     NameCursor,
     TreePolicy,
     get,
+    iter_differences,
     iter_entries,
     iter_pages,
     iter_reversed,
@@ -71,7 +73,7 @@ class Pages:
         self.listed.append(ref)
         return decode_page_names(self.by_digest[ref.digest])
 
-    def add_page(self, data: bytes) -> BlobRef:
+    def add_page(self, data: bytes, page: object = None) -> BlobRef:
         ref = BlobRef(blake3_digest(data), PACK, 16 + len(self.written), len(data))
         self.by_digest[ref.digest] = data
         self.written.append(ref)
@@ -151,6 +153,19 @@ values = st.binary(max_size=20) | st.integers(0, 500).map(bytes)
 batches = st.dictionaries(keys, st.none() | st.tuples(st.integers(0, 255), values), max_size=60)
 
 
+State = tuple[Child | None, dict[bytes, Entry]]
+
+
+def check_differences(pages: Pages, before: State, after: State, start: bytes, stop: bytes | None) -> None:
+    """Compare what `iter_differences` says of two trees with what their dicts say."""
+    expected = [
+        Difference(key, before[1].get(key), after[1].get(key))
+        for key in sorted({*before[1], *after[1]})
+        if key >= start and (stop is None or key < stop) and before[1].get(key) != after[1].get(key)
+    ]
+    assert list(iter_differences(pages, before[0], pages, after[0], start, stop)) == expected
+
+
 class TreeMachine(RuleBasedStateMachine):
     """A page tree does what a dict does, whatever is put into it and deleted from it."""
 
@@ -162,6 +177,7 @@ class TreeMachine(RuleBasedStateMachine):
         self.pages = Pages()
         self.root: Child | None = None
         self.model: dict[bytes, Entry] = {}
+        self.earlier: State = None, {}
 
     def teardown(self) -> None:
         self.small_fanout.stop()
@@ -215,6 +231,16 @@ class TreeMachine(RuleBasedStateMachine):
     def read_backwards(self, stop):
         expected = [self.model[k] for k in sorted(self.model, reverse=True) if stop is None or k < stop]
         assert list(iter_reversed(self.pages, self.root, stop)) == expected
+
+    @rule(start=keys, stop=st.none() | keys, batch=batches)
+    def compare(self, start, stop, batch):
+        """Compare with an edited copy, and with the state of the last comparison."""
+        changes = {key: None if new is None else Entry(key, *new) for key, new in batch.items()}
+        other_model = {key: new for key, new in {**self.model, **changes}.items() if new is not None}
+        for root, model in ((put(self.pages, self.root, changes), other_model), self.earlier):
+            check_differences(self.pages, (self.root, self.model), (root, model), start, stop)
+            check_differences(self.pages, (root, model), (self.root, self.model), b"", None)
+        self.earlier = self.root, dict(self.model)
 
     @invariant()
     def structure_is_sound(self):
@@ -329,6 +355,88 @@ def test_changes_that_change_nothing_make_the_same_leaves():
         new = digests_below(pages, same) - before
         # Inner pages say where the leaves below them were written, which is new.
         assert all(pages.decoded[digest].level for digest in new)
+
+
+# --- what a comparison costs ---------------------------------------------------------------------------------
+
+
+def differences(pages: Pages, before: Child | None, after: Child | None, *bounds: bytes) -> list[Difference]:
+    pages.forget()
+    return list(iter_differences(pages, before, pages, after, *bounds))
+
+
+def test_equal_trees_are_not_read():
+    pages = Pages()
+    root = tree_of(pages, 20_000)
+    assert differences(pages, root, root) == []
+    assert differences(pages, None, None) == []
+    assert not pages.read
+
+
+@pytest.mark.parametrize("change", [b"other", None, b"new key"])
+def test_one_difference_reads_one_page_of_each_level_of_both(change):
+    pages = Pages()
+    root = tree_of(pages, 20_000)
+    key = number(12_345) + (b"x" if change == b"new key" else b"")
+    new = None if change is None else entry(key, change)
+    changed = put(pages, root, {key: new})
+    old = None if change == b"new key" else entry(key, b"value")
+    assert differences(pages, root, changed) == [Difference(key, old, new)]
+    # A full leaf splits in two.
+    most = 2 * height_of(pages, root) + (change == b"new key")
+    assert len(pages.read) <= most
+    assert differences(pages, changed, root) == [Difference(key, new, old)]
+    assert len(pages.read) <= most
+
+
+def test_a_comparison_reads_as_much_as_differs():
+    pages = Pages()
+    root = tree_of(pages, 20_000)
+    all_pages = len(digests_below(pages, root))
+    for count in (1, 10, 100):
+        chosen = [number(i) for i in range(0, 20_000, 20_000 // count)]
+        changed = put(pages, root, {key: entry(key, b"other") for key in chosen})
+        assert [difference.key for difference in differences(pages, root, changed)] == chosen
+        assert len(pages.read) <= 2 * count * height_of(pages, root)
+        assert len(pages.read) < all_pages
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 40), (9_990, 10_030), (19_960, 20_000)])
+def test_a_run_that_is_gone_reads_its_pages_and_the_edges_of_the_other_tree(low, high):
+    pages = Pages()
+    root = tree_of(pages, 20_000)
+    left = put(pages, root, dict.fromkeys(map(number, range(low, high))))
+    assert [d.key for d in differences(pages, root, left)] == list(map(number, range(low, high)))
+    assert len(pages.read) <= (high - low) // 10 + 4 * height_of(pages, root)
+
+
+def test_appending_to_a_tree_until_it_is_higher_shares_the_pages_below():
+    pages = Pages()
+    count = 16 * tree.FANOUT
+    root = tree_of(pages, count)
+    new = {number(count + i): entry(number(count + i), b"value") for i in range(40 * tree.FANOUT)}
+    grown = put(pages, root, new)
+    assert height_of(pages, grown) > height_of(pages, root)
+    assert [d.key for d in differences(pages, root, grown)] == sorted(new)
+    assert len(pages.read) <= len(new) // 8 + 4 * height_of(pages, grown)
+
+
+def test_a_comparison_of_a_range_reads_its_pages_only():
+    pages = Pages()
+    root = tree_of(pages, 20_000)
+    changed = put(pages, root, {number(i): entry(number(i), b"other") for i in range(20_000)})
+    found = differences(pages, root, changed, number(5_000), number(5_100))
+    assert [difference.key for difference in found] == list(map(number, range(5_000, 5_100)))
+    assert len(pages.read) <= 2 * (100 // 12 + 2 + height_of(pages, root))
+    assert differences(pages, root, changed, number(7), number(7)) == []
+    assert differences(pages, root, changed, b"x", None) == []
+
+
+def test_against_no_tree_everything_differs():
+    pages = Pages()
+    root = tree_of(pages, 500)
+    assert [d.before for d in differences(pages, root, None)] == check_tree(pages, root)
+    assert [d.after for d in differences(pages, None, root)] == check_tree(pages, root)
 
 
 # --- shrinking -----------------------------------------------------------------------------------------------
@@ -456,6 +564,8 @@ def too_deep(pages: Pages) -> Child:
         lambda pages, root: totals_in_range(pages, root, b"k", b"k\0", measure),
         lambda pages, root: list(iter_pages(pages, root, lambda ref: False)),
         lambda pages, root: put(pages, root, {b"k": entry(b"k", b"other")}),
+        lambda pages, root: list(iter_differences(pages, root, pages, None)),
+        lambda pages, root: list(iter_differences(pages, tree_of(pages, 5), pages, root)),
     ],
 )
 def test_a_tree_that_is_too_deep_is_refused(walk):

@@ -16,6 +16,7 @@ from zarr.core.buffer import default_buffer_prototype
 
 import vstore
 from tests.repositories import GROUP, KINDS, Place, array_document, contents, quick_folder, write
+from vstore.changes.boxes import Box
 from vstore.ops.fsck import check
 from vstore.session import Session
 
@@ -190,7 +191,7 @@ def test_the_status_shows_virtual_chunks(sources: Sources) -> None:
     sources.session.commit("the array")
     sources.session = sources.repository.writable_session("main")
     sources.set(2)
-    assert sources.session.status() == vstore.Diff(updated_chunks={"/a": [(0,), (1,)]})
+    assert sources.session.status() == vstore.Diff(chunk_boxes={"/a": (Box((0,), (2,)),)})
     made = sources.session.commit("references")
     sources.session = sources.repository.writable_session("main")
     sources.set(2)

@@ -26,7 +26,7 @@ from vstore.format.pack import (
 from vstore.format.page import Page, PageNames, decode_page, decode_page_names
 from vstore.format.refs import CHECK_BLOCK_BYTES, BlobRef
 from vstore.format.snapshot import Snapshot, decode_snapshot
-from vstore.ids import PackId, blake3_digest
+from vstore.ids import Digest, PackId, blake3_digest
 from vstore.keys.objects import pack_name
 from vstore.storage.base import Storage
 
@@ -76,7 +76,7 @@ class BlobReader:
         if page is None:
             data = self.metadata(ref, "a page of the hierarchy")
             page = self._decoded(decode_page, data, ref)
-            CACHE.put(("page", ref.digest), page, _page_size(page.keys) + sum(map(len, page.values)))
+            remember_page(ref.digest, page)
         return page
 
     def names(self, ref: BlobRef) -> PageNames:
@@ -98,7 +98,7 @@ class BlobReader:
         snapshot = CACHE.get(("snapshot", ref.digest))
         if snapshot is None:
             snapshot = self._decoded(decode_snapshot, self.metadata(ref, "a snapshot"), ref)
-            CACHE.put(("snapshot", ref.digest), snapshot, ref.length * 4)
+            remember_snapshot(ref, snapshot)
         return snapshot
 
     def metadata(self, ref: BlobRef, what: str) -> memoryview:
@@ -284,6 +284,16 @@ def _plan_span(ref: BlobRef, span: ByteSpan) -> _SpanPlan:
     if table - stop <= _JOINED_GAP_BYTES:
         return _SpanPlan(blocks, 4 * count, ((start, table + 4 * count - start),))
     return _SpanPlan(blocks, 4 * count, ((start, stop - start), (table, 4 * count)))
+
+
+def remember_page(digest: Digest, page: Page) -> None:
+    """Keep a decoded page in the cache."""
+    CACHE.put(("page", digest), page, _page_size(page.keys) + sum(map(len, page.values)))
+
+
+def remember_snapshot(ref: BlobRef, snapshot: Snapshot) -> None:
+    """Keep a decoded snapshot in the cache."""
+    CACHE.put(("snapshot", ref.digest), snapshot, ref.length * 4)
 
 
 def _page_size(keys: list[bytes]) -> int:

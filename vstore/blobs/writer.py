@@ -22,9 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from vstore.blobs.packing import NO_SLOT, OpenPack, Packed
+from vstore.blobs.reader import remember_page
 from vstore.errors import ForkedProcessError, InternalError, SessionStateError, StorageError
 from vstore.format.columns import U64
 from vstore.format.envelope import BlobKind
+from vstore.format.page import Page
 from vstore.format.refs import BlobRef
 from vstore.ids import BytesLike, Digest, PackId, blake3_digest, new_pack_id
 from vstore.keys.objects import pack_name
@@ -469,9 +471,11 @@ class MetadataBatch:
         self.blobs.append(data)
         return BlobRef(digest, self.pack.pack, offset, len(data))
 
-    def add_page(self, data: bytes) -> BlobRef:
-        """Append a page: what `vstore.tree` asks of a page sink."""
-        return self.add(BlobKind.PAGE, data)
+    def add_page(self, data: bytes, page: Page) -> BlobRef:
+        """Append a page: what `vstore.tree` asks of a page sink. The next commit of this process starts from it."""
+        ref = self.add(BlobKind.PAGE, data)
+        remember_page(ref.digest, page)
+        return ref
 
     @property
     def length(self) -> int:

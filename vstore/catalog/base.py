@@ -40,7 +40,8 @@ ABSENT = Absent.ABSENT
 CONFIG = "config"
 METADATA = "metadata"
 STATUS = "status"
-VALUE_NAMES = (CONFIG, METADATA, STATUS)
+PROTECTED = "protected"
+VALUE_NAMES = (CONFIG, METADATA, STATUS, PROTECTED)
 MAX_VALUE_BYTES = 1024 * 1024
 
 
@@ -107,7 +108,7 @@ class PacksMarked:
 
 @dataclass(frozen=True, slots=True)
 class ValueIs:
-    """A value (config, metadata, status: JSON bytes) is as expected."""
+    """A value (one of `VALUE_NAMES`: JSON bytes) is as expected."""
 
     name: str
     expected: bytes | Absent
@@ -302,7 +303,7 @@ class CatalogView(Protocol):
         """Return the operation of this transaction if one after sequence `since` has it."""
 
     def value(self, name: str) -> bytes | None:
-        """Return the JSON bytes of config, metadata or status, or None if never set."""
+        """Return the JSON bytes of one of `VALUE_NAMES`, or None if never set."""
 
     def pack_states(self, packs: frozenset[PackId] | None) -> list[PackState]:
         """Return the marks of these packs (None: of all that have one), sorted. A pack may have several."""

@@ -290,9 +290,9 @@ class LogCatalog:
         self._seen.advance(head)
         newest = self._seen.get()
         if newest is None or newest.sequence == head.sequence:
-            # A hint: it may be lost, or overtake a newer one.
+            # A hint: it may be lost, damaged, or overtake a newer one.
             with contextlib.suppress(StorageError):
-                self._storage.write(LATEST, head.data)
+                self._storage.write(LATEST, head.data, durable=False)
 
     def _note_unsettled(self, transaction: TransactionId, sequence: int) -> None:
         self._unsettled[transaction] = max(sequence, self._unsettled.get(transaction, -1))

@@ -23,13 +23,15 @@ class ArraySpec:
 
     `grid` is the number of chunks (shards, where sharded) along each dimension, None for an unknown kind of grid,
     which then has no bounds. `encoding` is None for an unknown chunk key encoding: its chunks are plain values.
-    `identity` is equal for two arrays whose chunks mean the same bytes: dtype, codecs and chunk grid.
+    `identity` is equal for two arrays whose chunks mean the same bytes: dtype, codecs and chunk grid. `is_regular`
+    tells whether all chunks have one shape, so that any may take the place of any other.
     """
 
     ndim: int
     grid: tuple[int, ...] | None
     encoding: ChunkKeyEncoding | None
     identity: str
+    is_regular: bool
 
     def contains(self, index: tuple[int, ...]) -> bool:
         """Tell whether `index` is within the grid."""
@@ -90,7 +92,8 @@ def _parse_v3(document: dict[str, Any] | None) -> tuple[ArraySpec | None] | None
     }
     identity["chunk_grid"] = _grid_identity(document["chunk_grid"])
     encoding = _parse_encoding(document.get("chunk_key_encoding"), len(shape))
-    return (ArraySpec(len(shape), grid, encoding, _canonical(("v3", identity))),)
+    is_regular = document["chunk_grid"].get("name") == "regular"
+    return (ArraySpec(len(shape), grid, encoding, _canonical(("v3", identity)), is_regular),)
 
 
 _INVALID: Any = object()
@@ -176,7 +179,7 @@ def _parse_v2_array(document: dict[str, Any] | None) -> ArraySpec | None:
     separator = document.get("dimension_separator", ".")
     encoding = ChunkKeyEncoding("", separator, len(shape)) if separator in (".", "/") else None
     identity = {name: document.get(name) for name in ("dtype", "compressor", "filters", "chunks", "order")}
-    return ArraySpec(len(shape), grid, encoding, _canonical(("v2", identity)))
+    return ArraySpec(len(shape), grid, encoding, _canonical(("v2", identity)), True)
 
 
 def _sizes(value: Any) -> tuple[int, ...] | None:

@@ -23,7 +23,6 @@ from vstore.format.manifest import (
     Manifest,
     empty_manifest,
 )
-from vstore.format.page import Totals
 from vstore.ids import PackId
 
 MERGE_FACTOR = 4
@@ -168,7 +167,8 @@ def _repack_inline(
     rows = np.flatnonzero(kinds == ChunkKind.INLINE)
     if len(rows) == 0:
         return offsets, b""
-    pieces = [inline[int(offsets[row]) : int(offsets[row]) + int(lengths[row])] for row in rows]
+    starts, sizes = offsets[rows].tolist(), lengths[rows].tolist()
+    pieces = [inline[start : start + size] for start, size in zip(starts, sizes, strict=True)]
     offsets = offsets.copy()
     ends = np.cumsum(lengths[rows], dtype=np.uint64)
     offsets[rows] = ends - lengths[rows]
@@ -214,8 +214,8 @@ def _used(
     return names
 
 
-class ResolvedTile:
-    """A tile's merged manifest with quick look-ups of single positions, and marks of what was verified."""
+class IndexedLayer:
+    """One layer of a tile with quick look-ups of single positions, and marks of what was verified."""
 
     __slots__ = ("_positions", "_table", "manifest", "verified")
 
@@ -238,10 +238,6 @@ class ResolvedTile:
         return row if row < len(self._positions) and self._positions[row] == position else None
 
     @property
-    def totals(self) -> Totals:
-        return Totals(self.manifest.live_count, self.manifest.live_bytes)
-
-    @property
     def memory_bytes(self) -> int:
         manifest = self.manifest
         return (
@@ -249,3 +245,39 @@ class ResolvedTile:
             + len(manifest.inline)
             + (2 * MAX_TILE_CHUNKS if self._table is not None else 0)
         )
+
+
+class LayeredTile:
+    """The layers of a tile, newest first, read as one. Layers are merged only for who asks for all of it."""
+
+    __slots__ = ("layers",)
+
+    def __init__(self, layers: Sequence[IndexedLayer]) -> None:
+        self.layers = layers
+
+    def find(self, position: int) -> tuple[IndexedLayer, int] | None:
+        """Return the layer and the row of the ref at `position`, or None if there is none."""
+        for layer in self.layers:
+            row = layer.find(position)
+            if row is not None:
+                return None if layer.manifest.kinds[row] == ChunkKind.DELETED else (layer, row)
+        return None
+
+    def merged(self) -> Manifest:
+        """Return all live refs."""
+        return merge_manifests([layer.manifest for layer in self.layers], drop_deleted=True)
+
+    def at(self, positions: npt.NDArray[np.uint16]) -> Manifest:
+        """Return the live refs at these positions (increasing)."""
+        if len(positions) * 2 > max((len(layer.manifest) for layer in self.layers), default=0):
+            whole = self.merged()
+            return select_rows(whole, np.isin(whole.positions, positions, assume_unique=True))
+        parts = []
+        for layer in self.layers:
+            manifest = layer.manifest
+            rows = np.searchsorted(manifest.positions, positions)
+            rows[rows == len(manifest)] = 0
+            hit = manifest.positions[rows] == positions if len(manifest) else np.zeros(len(rows), dtype=bool)
+            if hit.any():
+                parts.append(select_rows(manifest, rows[hit]))
+        return merge_manifests(parts, drop_deleted=True)

@@ -82,6 +82,15 @@ class PendingTile:
     def __len__(self) -> int:
         return len(self._rows) // _ROW_SIZE
 
+    def copy(self) -> PendingTile:
+        """Return a tile with the same refs, which can be changed alone."""
+        other = PendingTile()
+        other._rows, other.inline = bytearray(self._rows), bytearray(self.inline)
+        other._positions, other._order = array("H", self._positions), array("H", self._order)
+        other._table = None if self._table is None else array("H", self._table)
+        other.changed = self.changed
+        return other
+
     @property
     def memory_bytes(self) -> int:
         table = 2 * MAX_TILE_CHUNKS if self._table is not None else 4 * len(self._positions)

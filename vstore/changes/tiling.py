@@ -8,6 +8,7 @@ No dimension is whole for ever: an index beyond its extent is in the next tile.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from vstore.format.manifest import MAX_TILE_CHUNKS
 
 
+@lru_cache(maxsize=1024)
 def choose_extents(grid: tuple[int, ...]) -> tuple[int, ...]:
     """Return tile extents, in chunks, for a chunk grid of this shape."""
     whole = [max(size, 1) for size in grid]

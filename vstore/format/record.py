@@ -42,6 +42,13 @@ class OperationKind(IntEnum):
     OPEN_SESSION = 13
     CLOSE_SESSION = 14
     NO_OPERATION = 15
+    MERGE = 16
+    CHERRY_PICK = 17
+    REVERT = 18
+    UNDO = 19
+    RESTORE = 20
+    PROTECT_BRANCH = 21
+    UNPROTECT_BRANCH = 22
 
 
 class PackMark(IntEnum):

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from vstore.errors import InvalidInputError
+
 ZARR_JSON = "zarr.json"
 ZARRAY = ".zarray"
 ZGROUP = ".zgroup"
@@ -99,4 +101,6 @@ def iter_ancestors(path: str) -> list[str]:
 
 def normalize_prefix(prefix: str) -> str:
     """Return a directory prefix as a path: without slashes at its ends."""
+    if not isinstance(prefix, str):
+        raise InvalidInputError(f"{prefix!r} is not a path; give text such as 'group/array'.")
     return prefix.strip("/")

@@ -103,10 +103,10 @@ class Storage(Protocol):
         error nothing was created. `UnsafeStorageError` if the storage can't make this promise.
         """
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
         """Create or replace the object, whole or not at all for any reader. Only for hints, tombstones and probes.
 
-        After an error it holds the old bytes or the new ones.
+        After an error it holds the old bytes or the new ones. If not `durable`, a power cut may leave anything in it.
         """
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:

@@ -181,9 +181,9 @@ class LocalStorage:
                 "a power cut is unknown. Read it back."
             ) from error
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
         path = self._path(name)
-        temporary = self._write_temporary(data)
+        temporary = self._write_temporary(data, durable=durable)
         try:
             self._ensure_folder_of(name)
             os.rename(temporary, path)
@@ -192,6 +192,8 @@ class LocalStorage:
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+        if not durable:
+            return
         try:
             sync_directory(os.path.dirname(path))
         except OSError as error:
@@ -310,12 +312,13 @@ class LocalStorage:
         except OSError as error:
             raise storage_error(error, "create", path) from error
 
-    def _write_temporary(self, data: bytes) -> str:
+    def _write_temporary(self, data: bytes, *, durable: bool = True) -> str:
         path = self._path(f"{STAGING_PREFIX}{new_nonce().hex()}")
         fd = self._open_staged(path, os.O_WRONLY)
         try:
             pwrite_all(fd, 0, [data])
-            sync_file(fd)
+            if durable:
+                sync_file(fd)
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.unlink(path)

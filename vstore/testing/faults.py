@@ -198,8 +198,8 @@ class FaultyStorage:
     def create(self, name: str, data: bytes) -> None:
         self.plan.run("create", name, lambda: self.inner.create(name, data), makes=True)
 
-    def write(self, name: str, data: bytes) -> None:
-        self.plan.run("write", name, lambda: self.inner.write(name, data))
+    def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        self.plan.run("write", name, lambda: self.inner.write(name, data, durable=durable))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         return self.plan.run("list", prefix, lambda: self.inner.list(prefix))

@@ -175,8 +175,8 @@ class InterleavedStorage:
             # Too late: the number was taken.
             return
 
-    def write(self, name: str, data: bytes) -> None:
-        self.schedule.request("write", name, lambda: self.inner.write(name, data))
+    def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        self.schedule.request("write", name, lambda: self.inner.write(name, data, durable=durable))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         return self.inner.list(prefix)

@@ -6,8 +6,8 @@ deleting and recreating the array (`cleared`), or by shrinking it (`limit`).
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
-from typing import Generic, NamedTuple, TypeVar
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,53 +15,21 @@ import numpy.typing as npt
 from vstore.blobs.cache import CACHE
 from vstore.blobs.reader import BlobReader
 from vstore.blobs.virtual import VirtualRange
+from vstore.changes.dictionaries import Dictionaries
 from vstore.changes.documents import ArraySpec
-from vstore.changes.layering import ResolvedTile, merge_manifests
+from vstore.changes.layering import IndexedLayer, LayeredTile
 from vstore.changes.pending import PendingKind, PendingRef, PendingTile
+from vstore.changes.rows import NO_ROWS, ChunkRows, from_manifest, overlay, select, translate
 from vstore.changes.tiling import join_indices, split_index, tile_is_inside
-from vstore.format.manifest import Checksum, ChunkKind, Manifest, decode_manifest
+from vstore.format.manifest import ChunkKind, Manifest, decode_manifest
 from vstore.format.node import Layer, TilePointer, Tiles, decode_pointer, tile_key, tile_of
 from vstore.format.page import Totals
 from vstore.format.refs import BlobRef
-from vstore.ids import Digest, NodeId, PackId
+from vstore.ids import Digest, NodeId
 from vstore.locks import ForkSafeLock
 from vstore.tree import get as tree_get
 from vstore.tree import iter_entries
 from vstore.worktree.contents import ChunkSource, OwnBlob, StoredChunk
-
-K = TypeVar("K", bound=Hashable)
-
-
-class Numbering(Generic[K]):
-    """Small numbers for names that many pending refs share."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[K, int] = {}
-        self.names: list[K] = []
-
-    def number(self, name: K) -> int:
-        """Return the number of `name`, a new one if need be."""
-        number = self._numbers.get(name)
-        if number is None:
-            number = self._numbers[name] = len(self.names)
-            self.names.append(name)
-        return number
-
-
-class Dictionaries:
-    """What pending refs name by number: packs of other sessions, locations and checksums of virtual chunks."""
-
-    def __init__(self) -> None:
-        self.packs: Numbering[PackId] = Numbering()
-        self.locations: Numbering[str] = Numbering()
-        self.checksums: Numbering[Checksum] = Numbering()
-
-    def checksum_number(self, checksum: Checksum | None) -> int:
-        """Return 0 for no checksum, else 1 and up."""
-        return 0 if checksum is None else 1 + self.checksums.number(checksum)
-
-    def checksum(self, number: int) -> Checksum | None:
-        return self.checksums.names[number - 1] if number else None
 
 
 class PendingChunk(NamedTuple):
@@ -95,7 +63,7 @@ class ArrayState:
         base: Tiles | None,
         lock: ForkSafeLock,
     ) -> None:
-        self._reader = reader
+        self.reader = reader
         self._lock = lock
         self.node_id = node_id
         self.spec = spec
@@ -118,7 +86,7 @@ class ArrayState:
         pending = self.pending.get(key)
         ref = None if pending is None else pending.get(position)
         if pending is not None and ref is not None and ref.kind != PendingKind.UNCHANGED:
-            return PendingChunk(_pending_source(pending, ref, dictionaries), False)
+            return PendingChunk(ref_source(ref, pending.inline, dictionaries), False)
         return PendingChunk(None, ref is not None or self._base_shows(index))
 
     def find(self, index: tuple[int, ...], dictionaries: Dictionaries) -> ChunkSource | None:
@@ -135,8 +103,8 @@ class ArrayState:
     def find_base(self, key: bytes, position: int) -> ChunkSource | None:
         """Return what the base snapshot holds, hidden or not."""
         tile = self.base_tile(key)
-        row = None if tile is None else tile.find(position)
-        return None if tile is None or row is None else _base_source(tile, row)
+        found = None if tile is None else tile.find(position)
+        return None if found is None else _base_source(*found)
 
     # --- tiles -----------------------------------------------------------------------------------------------
 
@@ -146,13 +114,13 @@ class ArrayState:
             return None
         if self.base.root is None:
             return self.base.few.get(key)
-        entry = tree_get(self._reader, self.base.root, key)
+        entry = tree_get(self.reader, self.base.root, key)
         return None if entry is None else decode_pointer(entry.value)
 
-    def base_tile(self, key: bytes) -> ResolvedTile | None:
-        """Return the base's merged tile."""
+    def base_tile(self, key: bytes) -> LayeredTile | None:
+        """Return the base's tile."""
         pointer = self.base_pointer(key)
-        return None if pointer is None else resolve_tile(self._reader, pointer)
+        return None if pointer is None else resolve_tile(self.reader, pointer)
 
     def base_tile_is_cached(self, key: bytes) -> bool:
         """Tell whether `base_tile` would need no manifest from storage."""
@@ -166,7 +134,7 @@ class ArrayState:
         if self.base.root is None:
             yield from sorted(self.base.few.items())
             return
-        for entry in iter_entries(self._reader, self.base.root):
+        for entry in iter_entries(self.reader, self.base.root):
             yield entry.key, decode_pointer(entry.value)
 
     def iter_visible(self) -> Iterator[VisibleTile]:
@@ -183,9 +151,9 @@ class ArrayState:
         self, key: bytes, pending: PendingTile | None, pointer: TilePointer | None
     ) -> Iterator[VisibleTile]:
         tile = tile_of(key)
-        base = None if pointer is None else resolve_tile(self._reader, pointer)
-        positions = base.manifest.positions if base else np.zeros(0, np.uint16)
-        lengths = base.manifest.lengths if base else np.zeros(0, np.uint64)
+        base = None if pointer is None else resolve_tile(self.reader, pointer).merged()
+        positions = np.zeros(0, np.uint16) if base is None else base.positions
+        lengths = np.zeros(0, np.uint64) if base is None else base.lengths
         shown = self.shown_mask(tile, positions)
         if pending is not None:
             with self._lock:
@@ -216,6 +184,43 @@ class ArrayState:
         """Yield chunk indices i64[n, d] and lengths u64[n], tile by tile."""
         for visible in self.iter_visible():
             yield join_indices(visible.tile, visible.positions, self.extents), visible.lengths
+
+    def rows(
+        self,
+        key: bytes,
+        own: Dictionaries,
+        dictionaries: Dictionaries,
+        positions: npt.NDArray[np.uint16] | None = None,
+    ) -> ChunkRows:
+        """Return what a tile shows now, at all or only at some positions (increasing), numbered by `dictionaries`.
+
+        `own` are the dictionaries of this array's edits.
+        """
+        with self._lock:
+            pending = self.pending.get(key)
+            written = None if pending is None else (*pending.to_rows(), bytes(pending.inline))
+        base = None if self.cleared and written is None else self.base_tile(key)
+        below = NO_ROWS
+        if base is not None:
+            below = from_manifest(base.merged() if positions is None else base.at(positions), dictionaries)
+        shown = self.shown_mask(tile_of(key), below.positions)
+        if written is None:
+            return select(below, shown)
+        at, rows, inline = written
+        if positions is not None:
+            wanted = np.isin(at, positions)
+            at, rows = at[wanted], rows[wanted]
+        # What was written and equals the base shows the base even where the rest of it is hidden.
+        same = at[rows["kind"] == PendingKind.UNCHANGED]
+        below = select(below, shown | np.isin(below.positions, same))
+        edits = translate(ChunkRows(at, rows, inline), own, dictionaries)
+        return overlay(below, at, edits.rows, edits.inline)
+
+    def written_positions(self, key: bytes) -> npt.NDArray[np.uint16]:
+        """Return the positions of a tile that the session wrote, increasing."""
+        with self._lock:
+            pending = self.pending.get(key)
+            return np.zeros(0, np.uint16) if pending is None else pending.to_rows()[0]
 
     @property
     def is_edited(self) -> bool:
@@ -282,41 +287,68 @@ class ArrayState:
         return gone
 
 
-def resolve_tile(reader: BlobReader, pointer: TilePointer) -> ResolvedTile:
-    """Return a tile's layers merged, from the cache if they are there."""
-    key = ("tile", *(_layer_key(layer) for layer in pointer.layers))
-    tile = CACHE.get(key)
-    if tile is None:
-        layers = [read_layer(reader, layer) for layer in pointer.layers]
-        tile = ResolvedTile(merge_manifests(layers, drop_deleted=True))
-        CACHE.put(key, tile, tile.memory_bytes)
-    return tile
+def resolve_tile(reader: BlobReader, pointer: TilePointer) -> LayeredTile:
+    """Return a tile's layers, each from the cache if it is there."""
+    return LayeredTile([_indexed(reader, layer) for layer in pointer.layers])
+
+
+def _indexed(reader: BlobReader, layer: Layer) -> IndexedLayer:
+    found: IndexedLayer | None = CACHE.get(_layer_key(layer))
+    return found or remember_layer(layer, read_layer(reader, layer))
+
+
+def remember_layer(layer: Layer, manifest: Manifest) -> IndexedLayer:
+    """Keep a layer's manifest in the cache, to be found without reading it."""
+    indexed = IndexedLayer(manifest)
+    CACHE.put(_layer_key(layer), indexed, indexed.memory_bytes)
+    return indexed
+
+
+def unshared_positions(
+    reader: BlobReader, one: TilePointer | None, other_reader: BlobReader, other: TilePointer | None
+) -> npt.NDArray[np.uint16]:
+    """Return the only positions at which two states of a tile can differ: those in layers that they don't share."""
+    mine, others = (() if one is None else one.layers), (() if other is None else other.layers)
+    shared = 0
+    for left, right in zip(reversed(mine), reversed(others), strict=False):
+        if left != right:
+            break
+        shared += 1
+    layers = [_indexed(reader, layer) for layer in mine[: len(mine) - shared]]
+    layers += [_indexed(other_reader, layer) for layer in others[: len(others) - shared]]
+    if not layers:
+        return np.zeros(0, np.uint16)
+    return np.unique(np.concatenate([layer.manifest.positions for layer in layers]))
 
 
 def tile_is_cached(pointer: TilePointer) -> bool:
     """Tell whether `resolve_tile` would need no read."""
-    return CACHE.get(("tile", *(_layer_key(layer) for layer in pointer.layers))) is not None
+    return all(
+        isinstance(layer.manifest, bytes) or CACHE.get(_layer_key(layer)) is not None
+        for layer in pointer.layers
+    )
 
 
 def read_layer(reader: BlobReader, layer: Layer) -> Manifest:
-    """Return one manifest of a tile."""
+    """Return one manifest of a tile, read from where it is."""
     if isinstance(layer.manifest, bytes):
         return decode_manifest(layer.manifest)
     return reader.manifest(layer.manifest)
 
 
-def _layer_key(layer: Layer) -> bytes:
-    return layer.manifest if isinstance(layer.manifest, bytes) else layer.manifest.digest
+def _layer_key(layer: Layer) -> tuple[str, bytes]:
+    return "layer", layer.manifest if isinstance(layer.manifest, bytes) else layer.manifest.digest
 
 
-def _base_source(tile: ResolvedTile, row: int) -> ChunkSource:
-    manifest = tile.manifest
-    kind = manifest.kinds[row]
+def _base_source(layer: IndexedLayer, row: int) -> ChunkSource:
+    manifest = layer.manifest
+    # As a plain int: comparing numpy's scalar with an enum takes 1.8 us, on the path of every chunk read.
+    kind = int(manifest.kinds[row])
     offset, length = int(manifest.offsets[row]), int(manifest.lengths[row])
     if kind == ChunkKind.STORED:
         digest = Digest(manifest.digests[row].tobytes())
         ref = BlobRef(digest, manifest.packs[manifest.sources[row]], offset, length)
-        return StoredChunk(ref, bool(tile.verified[row]), lambda: tile.verified.__setitem__(row, 1))
+        return StoredChunk(ref, bool(layer.verified[row]), lambda: layer.verified.__setitem__(row, 1))
     if kind == ChunkKind.INLINE:
         return manifest.inline[offset : offset + length]
     check = int(manifest.checks[row])
@@ -324,11 +356,12 @@ def _base_source(tile: ResolvedTile, row: int) -> ChunkSource:
     return VirtualRange(manifest.locations[manifest.sources[row]], offset, length, checksum)
 
 
-def _pending_source(tile: PendingTile, ref: PendingRef, dictionaries: Dictionaries) -> ChunkSource | None:
+def ref_source(ref: PendingRef, inline: bytes | bytearray, dictionaries: Dictionaries) -> ChunkSource | None:
+    """Return where the bytes of a pending ref are; None if it is a deletion."""
     if ref.kind == PendingKind.OWN:
         return OwnBlob(ref.at, ref.length, Digest(ref.digest))
     if ref.kind == PendingKind.INLINE:
-        return tile.read_inline(ref)
+        return bytes(inline[ref.at : ref.at + ref.length])
     if ref.kind == PendingKind.STORED:
         blob = BlobRef(Digest(ref.digest), dictionaries.packs.names[ref.source], ref.at, ref.length)
         return StoredChunk(blob, False, _nothing)

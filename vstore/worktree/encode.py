@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vstore.blobs.writer import BlobWriter, MetadataBatch
+from vstore.changes.dictionaries import Dictionaries
 from vstore.changes.layering import (
     MAX_UNMERGED_LAYERS,
-    ResolvedTile,
     count_to_merge,
     merge_manifests,
     same_refs,
@@ -45,7 +45,7 @@ from vstore.format.refs import BlobRef
 from vstore.ids import PackId
 from vstore.tree import Change, TreePolicy, update
 from vstore.tree import get as tree_get
-from vstore.worktree.arrays import ArrayState, Dictionaries, read_layer, resolve_tile, tile_is_cached
+from vstore.worktree.arrays import ArrayState, remember_layer, resolve_tile, tile_is_cached
 from vstore.worktree.contents import Content, OwnBlob
 from vstore.worktree.nodes import NodeState
 from vstore.worktree.tree import Worktree
@@ -165,9 +165,17 @@ class _Encoder:
 
     def _tile_pointer(self, array: ArrayState, key: bytes, before: TilePointer | None) -> TilePointer | None:
         """Return the pointer of a tile with the session's edits; None if no chunk is left."""
+        positions, rows, inline = _edits_of(array, key)
         hides = array.cleared or array.limit is not None
-        base = self._base_at_hand(before, needed=hides)
-        new = self._changed_refs(array, key, before, base)
+        base: Manifest | None = None
+        if before is not None and (hides or self._is_at_hand(before)):
+            tile = resolve_tile(self._tree.blobs, before)
+            if hides:
+                whole = tile.merged().positions
+                gone = whole[~array.shown_mask(tile_of(key), whole) & ~np.isin(whole, positions)]
+                positions, rows = _with_tombstones(positions, rows, gone)
+            base = tile.at(positions)
+        new = self._changed_refs(positions, rows, inline, before, base)
         if len(new) == 0:
             return before
         layers, totals = self._stack(new, before, base)
@@ -175,38 +183,32 @@ class _Encoder:
             return None
         return TilePointer(layers, totals)
 
-    def _base_at_hand(self, before: TilePointer | None, *, needed: bool) -> ResolvedTile | None:
-        """Return the base's merged tile, unless it would have to be fetched and is not needed."""
-        if before is None:
-            return None
-        if needed or self._tree.blobs.storage.is_local or tile_is_cached(before):
-            return resolve_tile(self._tree.blobs, before)
-        return None
+    def _is_at_hand(self, pointer: TilePointer) -> bool:
+        """Tell whether a tile's layers need not be fetched from an object store."""
+        return self._tree.blobs.storage.is_local or tile_is_cached(pointer)
 
     def _changed_refs(
-        self, array: ArrayState, key: bytes, before: TilePointer | None, base: ResolvedTile | None
+        self,
+        positions: npt.NDArray[np.uint16],
+        rows: npt.NDArray[Any],
+        inline: bytes | bytearray,
+        before: TilePointer | None,
+        base: Manifest | None,
     ) -> Manifest:
-        """Return the refs in which the tile now differs from the base, tombstones for what is gone included."""
-        pending = array.pending.get(key, PendingTile())
-        positions, rows = pending.to_rows()
-        if base is not None:
-            known = base.manifest.positions
-            gone = known[~array.shown_mask(tile_of(key), known) & ~np.isin(known, positions)]
-            positions, rows = _with_tombstones(positions, rows, gone)
+        """Return the refs, tombstones included, in which the tile now differs from the base.
+
+        `base` is what the base holds at these positions, None where that is not known.
+        """
         edited = rows["kind"] != PendingKind.UNCHANGED
         if before is None or base is not None:
             # A tombstone is only worth keeping where something lies below it.
-            below = (
-                np.isin(positions, base.manifest.positions) if base else np.zeros(len(positions), dtype=bool)
-            )
+            below = np.zeros(len(positions), bool) if base is None else np.isin(positions, base.positions)
             edited &= (rows["kind"] != PendingKind.DELETED) | below
-        new = pending_manifest(
-            positions[edited], rows[edited], pending.inline, self._tree.dictionaries, self._writer
-        )
-        return new if base is None else _without_equal(new, base.manifest)
+        new = pending_manifest(positions[edited], rows[edited], inline, self._tree.dictionaries, self._writer)
+        return new if base is None else _without_equal(new, base)
 
     def _stack(
-        self, new: Manifest, before: TilePointer | None, base: ResolvedTile | None
+        self, new: Manifest, before: TilePointer | None, base: Manifest | None
     ) -> tuple[tuple[Layer, ...], Totals]:
         """Put a layer on top of a tile's, merging where it is due, and return the layers and their totals."""
         self._packs.update(new.packs)
@@ -215,19 +217,45 @@ class _Encoder:
         if base is None and old:
             # Fetching layers only to merge them is left to compact, as long as the stack is not too high.
             merged = len(old) if len(old) >= MAX_UNMERGED_LAYERS else 0
+        taken = [
+            layer.manifest
+            for layer in (resolve_tile(self._tree.blobs, before).layers[:merged] if before and merged else ())
+        ]
+        manifest = merge_manifests([new, *taken], drop_deleted=merged == len(old))
         if merged == len(old):
-            below = [] if before is None else [base or resolve_tile(self._tree.blobs, before)]
-            manifest = merge_manifests([new, *(tile.manifest for tile in below)], drop_deleted=True)
             return (self._layer(manifest),), Totals(manifest.live_count, manifest.live_bytes)
-        taken = [read_layer(self._tree.blobs, layer) for layer in old[:merged]]
-        manifest = merge_manifests([new, *taken], drop_deleted=False)
-        return (self._layer(manifest), *old[merged:]), _totals(new, before, base)
+        return (self._layer(manifest), *old[merged:]), self._totals(new, before, base)
+
+    def _totals(self, new: Manifest, before: TilePointer | None, base: Manifest | None) -> Totals:
+        """Return a tile's totals after `new` was put on top; an upper bound where the base is not at hand."""
+        added = Totals(new.live_count, new.live_bytes)
+        if before is None:
+            return added
+        if base is None:
+            sum_of_both = before.totals + added
+            return sum_of_both._replace(exact=False)
+        old = before.totals
+        if not old.exact:
+            whole = resolve_tile(self._tree.blobs, before).merged()
+            old = Totals(whole.live_count, whole.live_bytes)
+        replaced = np.isin(base.positions, new.positions)
+        chunks, size = int(np.count_nonzero(replaced)), int(base.lengths[replaced].sum())
+        return Totals(old.chunks - chunks, old.bytes - size) + added
 
     def _layer(self, manifest: Manifest) -> Layer:
         data = encode_manifest(manifest)
-        if len(data) <= MAX_LAYER_INLINE_BYTES:
-            return Layer(data, len(manifest))
-        return Layer(self._batch.add(BlobKind.MANIFEST, data), len(manifest))
+        is_small = len(data) <= MAX_LAYER_INLINE_BYTES
+        layer = Layer(data if is_small else self._batch.add(BlobKind.MANIFEST, data), len(manifest))
+        # The next session of this process starts from it.
+        remember_layer(layer, manifest)
+        return layer
+
+
+def _edits_of(
+    array: ArrayState, key: bytes
+) -> tuple[npt.NDArray[np.uint16], npt.NDArray[Any], bytes | bytearray]:
+    pending = array.pending.get(key, PendingTile())
+    return (*pending.to_rows(), pending.inline)
 
 
 def _with_tombstones(
@@ -244,6 +272,8 @@ def _with_tombstones(
 
 def _without_equal(new: Manifest, base: Manifest) -> Manifest:
     """Drop the refs of `new` that the base has just so."""
+    if not len(base) or not len(new):
+        return new
     _, rows_new, rows_base = np.intersect1d(
         new.positions, base.positions, assume_unique=True, return_indices=True
     )
@@ -253,21 +283,6 @@ def _without_equal(new: Manifest, base: Manifest) -> Manifest:
     keep = np.ones(len(new), dtype=bool)
     keep[rows_new[same]] = False
     return select_rows(new, keep)
-
-
-def _totals(new: Manifest, before: TilePointer | None, base: ResolvedTile | None) -> Totals:
-    """Return a tile's totals after `new` was put on top; an upper bound where the base is not at hand."""
-    added = Totals(new.live_count, new.live_bytes)
-    if before is None:
-        return added
-    if base is None:
-        sum_of_both = before.totals + added
-        return sum_of_both._replace(exact=False)
-    old = base.manifest
-    replaced = np.isin(old.positions, new.positions)
-    kept_chunks = len(old) - int(np.count_nonzero(replaced))
-    kept_bytes = int(old.lengths[~replaced].sum())
-    return Totals(kept_chunks, kept_bytes) + added
 
 
 def pending_manifest(
@@ -312,6 +327,8 @@ def pending_manifest(
 
 def _number(sources: npt.NDArray[np.int64], mask: npt.NDArray[np.bool_], names: list[Any]) -> tuple[Any, ...]:
     """Renumber, in place, the sources under `mask` to the few names that they use, and return those."""
+    if not mask.any():
+        return ()
     used = np.unique(sources[mask])
     sources[mask] = np.searchsorted(used, sources[mask])
     return tuple(names[number] for number in used.tolist())

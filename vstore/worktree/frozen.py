@@ -8,14 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vstore.blobs.writer import BlobWriter, WriterState
+from vstore.changes.dictionaries import Dictionaries
 from vstore.changes.documents import parse_documents
 from vstore.changes.pending import PendingTile
 from vstore.errors import InternalError, ObjectNotFoundError
+from vstore.format.node import Tiles
 from vstore.ids import NodeId
 from vstore.keys.objects import pack_name, staging_name
 from vstore.keys.zarr import join_key
 from vstore.storage.base import Storage
-from vstore.worktree.arrays import ArrayState, Dictionaries
+from vstore.worktree.arrays import ArrayState
 from vstore.worktree.contents import Content
 from vstore.worktree.nodes import NodeState
 from vstore.worktree.tree import Worktree
@@ -26,7 +28,7 @@ class FrozenArray:
     """An array's edits."""
 
     extents: tuple[int, ...]
-    continues_base: bool
+    base: Tiles | None
     cleared: bool
     limit: tuple[int, ...] | None
     pending: dict[bytes, PendingTile]
@@ -96,7 +98,7 @@ def _freeze_node(node: NodeState) -> FrozenNode:
     array = node.array
     if array is None:
         return FrozenNode(node.node_id, node.documents, None)
-    frozen = FrozenArray(array.extents, array.base is not None, array.cleared, array.limit, array.pending)
+    frozen = FrozenArray(array.extents, array.base, array.cleared, array.limit, array.pending)
     return FrozenNode(node.node_id, node.documents, frozen)
 
 
@@ -124,8 +126,7 @@ def _thaw_node(tree: Worktree, path: str, frozen: FrozenNode) -> NodeState:
         raise InternalError(f"the documents of {path!r} in a pickled session make no node")
     array = None
     if frozen.array is not None and spec.array is not None:
-        base = tree.nodes.base_node(path) if frozen.array.continues_base else None
-        tiles = None if base is None else base.tiles
+        tiles = frozen.array.base
         array = ArrayState(tree.blobs, frozen.node_id, spec.array, frozen.array.extents, tiles, tree.lock)
         array.cleared, array.limit = frozen.array.cleared, frozen.array.limit
         array.pending = frozen.array.pending

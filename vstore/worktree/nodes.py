@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from vstore.blobs.cache import CACHE
 from vstore.blobs.reader import BlobReader
 from vstore.changes.documents import NodeSpec, parse_documents
 from vstore.errors import CorruptionError
@@ -31,6 +32,8 @@ from vstore.worktree.arrays import ArrayState
 from vstore.worktree.contents import Content, ContentReader
 
 _REMEMBERED_NODES = 4096
+_SPEC_BYTES = 1000
+"""About what a parsed node takes beside its documents."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,8 @@ class NodeTable:
         self.drafts: dict[str, NodeState | None] = {}
         self.values: dict[str, Content | None] = {}
         self.hidden: set[str] = set()
+        self.moved: set[NodeId] = set()
+        """Nodes of the base that a move put elsewhere: what is made where they were is another node."""
         self._known: OrderedDict[str, NodeState | None] = OrderedDict()
 
     # --- finding ---------------------------------------------------------------------------------------------
@@ -86,7 +91,7 @@ class NodeTable:
 
     def _state_of(self, path: str, node: Node) -> NodeState:
         documents: dict[str, Content] = dict(node.documents)
-        spec = parse_documents(self._read_documents(path, documents))
+        spec = _parsed(self._read_documents(path, documents))
         if spec is None or (spec.array is None) != (node.tiles is None):
             raise CorruptionError(
                 f"the metadata documents of {path!r} do not describe the node that the snapshot has there. "
@@ -181,6 +186,17 @@ class NodeTable:
         names |= {key[len(prefix) :].partition("/")[0] for key in self.iter_values(prefix)}
         # The root lies in itself, and a key may end in a slash.
         return names - {""}
+
+
+def _parsed(documents: dict[str, bytes]) -> NodeSpec | None:
+    """Return what documents say; sessions that follow each other on a branch read the same ones."""
+    key = ("documents", *sorted(documents.items()))
+    spec: NodeSpec | None = CACHE.get(key)
+    if spec is None:
+        spec = parse_documents(documents)
+        if spec is not None:
+            CACHE.put(key, spec, sum(map(len, documents.values())) + _SPEC_BYTES)
+    return spec
 
 
 def _bounds(space: bytes, prefix: str) -> tuple[bytes, bytes]:

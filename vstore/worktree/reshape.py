@@ -38,7 +38,7 @@ def put_documents(tree: Worktree, path: str, changes: dict[str, Content | None])
     released = [] if old is None or _keeps_chunks(old, spec) else _chunks_as_values(tree, old)
     is_new_array = old is None or old.array is None or not _keeps_chunks(old, spec)
     if spec is not None and spec.array is not None and is_new_array:
-        _refuse_shared_keys(tree, path, spec.array)
+        refuse_shared_keys(tree, path, spec.array)
     tree.nodes.values.update(released)
     mine = {name: content for name, content in documents.items() if spec and name in spec.documents}
     for name in DOCUMENT_NAMES:
@@ -70,7 +70,7 @@ def _reshaped(
     if spec.array is None:
         if old is not None and old.array is None:
             return NodeState(path, old.node_id, documents, spec, None)
-        base = tree.nodes.base_node(path)
+        base = _left_behind(tree, path)
         node_id = base.node_id if base is not None and base.tiles is None else new_node_id()
         return NodeState(path, node_id, documents, spec, None)
     if old is not None and old.array is not None and _spells_alike(old.array.spec, spec.array):
@@ -84,7 +84,7 @@ def _reshaped(
     return state
 
 
-def _refuse_shared_keys(tree: Worktree, path: str, spec: ArraySpec) -> None:
+def refuse_shared_keys(tree: Worktree, path: str, spec: ArraySpec) -> None:
     """Raise `InvalidInputError` if chunks of a new array would be spelt like those of an array above it."""
     if spec.encoding is None:
         return
@@ -103,7 +103,7 @@ def _refuse_shared_keys(tree: Worktree, path: str, spec: ArraySpec) -> None:
 
 def _new_array(tree: Worktree, path: str, spec: ArraySpec) -> ArrayState:
     """Return a state without chunks; it continues the base's array if chunks of both would mean the same."""
-    base = tree.nodes.base_node(path)
+    base = _left_behind(tree, path)
     if base is not None and base.tiles is not None:
         before = _base_spec(tree, path, base)
         if before is not None and before.identity == spec.identity and _spells_alike(before, spec):
@@ -112,6 +112,12 @@ def _new_array(tree: Worktree, path: str, spec: ArraySpec) -> ArrayState:
             return array
     grid = spec.grid if spec.grid is not None else (1,) * spec.ndim
     return ArrayState(tree.blobs, new_node_id(), spec, choose_extents(grid), None, tree.lock)
+
+
+def _left_behind(tree: Worktree, path: str) -> Node | None:
+    """Return the base's node at `path`, unless it lives on at another path."""
+    base = tree.nodes.base_node(path)
+    return None if base is None or base.node_id in tree.nodes.moved else base
 
 
 def _base_spec(tree: Worktree, path: str, base: Node) -> ArraySpec | None:

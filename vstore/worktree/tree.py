@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeAlias
 from vstore.blobs.reader import BlobReader
 from vstore.blobs.virtual import VirtualReader
 from vstore.blobs.writer import BlobWriter
+from vstore.changes.dictionaries import Dictionaries
 from vstore.changes.pending import PendingKind, PendingRef
 from vstore.errors import InternalError, InvalidInputError, SessionStateError
 from vstore.format.manifest import MAX_INLINE_BYTES
@@ -21,7 +22,7 @@ from vstore.format.refs import BlobRef
 from vstore.ids import BytesLike, blake3_digest
 from vstore.keys.zarr import NotAChunk, split_document_key
 from vstore.locks import ForkSafeLock
-from vstore.worktree.arrays import ArrayState, Dictionaries
+from vstore.worktree.arrays import ArrayState
 from vstore.worktree.contents import (
     ChunkSource,
     Content,
@@ -81,7 +82,7 @@ class Worktree:
         self.mutations = 0
         self.closed: str | None = None
         """Why nothing may be edited any more, or just now."""
-        self._inline_bytes = min(inline_bytes, MAX_INLINE_BYTES)
+        self.inline_bytes = min(inline_bytes, MAX_INLINE_BYTES)
 
     @property
     def writer(self) -> BlobWriter:
@@ -143,6 +144,17 @@ class Worktree:
     def read_content(self, content: Content, what: str) -> bytes:
         return self.contents.read_content(content, what)
 
+    def documents(self, node: NodeState) -> dict[str, bytes]:
+        """Return the bytes of a node's documents by name."""
+        return {
+            name: self.read_content(content, f"document {name} of {node.path!r}")
+            for name, content in node.documents.items()
+        }
+
+    def unedited(self) -> Worktree:
+        """Return the base snapshot as a worktree without edits, into which nothing can be written."""
+        return Worktree(self.blobs, self.nodes.root, virtual=self.contents.virtual)
+
     # --- writing ---------------------------------------------------------------------------------------------
 
     def set(self, key: str, data: BytesLike) -> None:
@@ -171,7 +183,7 @@ class Worktree:
                 "chunk read as fill value."
             )
         tile_key, position = chunk.array.locate(chunk.at)
-        inline = len(data) <= self._inline_bytes
+        inline = len(data) <= self.inline_bytes
         if inline:
             same = self._known_base(chunk.array, tile_key, position) == data
             ref = PendingRef(PendingKind.UNCHANGED) if same else None
@@ -254,7 +266,7 @@ class Worktree:
         """Make a plain value's content a chunk. The caller holds the lock."""
         tile_key, position = array.locate(index)
         tile = array.tile_for_edit(tile_key)
-        if isinstance(content, bytes) and len(content) <= self._inline_bytes:
+        if isinstance(content, bytes) and len(content) <= self.inline_bytes:
             tile.set_inline(position, content)
         elif isinstance(content, bytes):
             digest = blake3_digest(content)

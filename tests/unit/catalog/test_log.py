@@ -518,7 +518,7 @@ def test_a_hint_that_can_not_be_written_does_not_matter(storage):
     create(storage)
 
     class NoHints(FaultyStorage):
-        def write(self, name: str, data: bytes) -> None:
+        def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
             raise AccessDeniedError("injected")
 
     assert isinstance(open_log(NoHints(storage)).update(tag("v1")), Applied)
@@ -883,7 +883,7 @@ def test_read_only_storage_can_be_opened(tmp_path: Path):
         def create(self, name: str, data: bytes) -> None:
             raise AccessDeniedError("read-only")
 
-        def write(self, name: str, data: bytes) -> None:
+        def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
             raise AccessDeniedError("read-only")
 
         def delete(self, names: object) -> None:

@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vstore.changes.layering import ResolvedTile, count_to_merge, merge_manifests, same_refs, select_rows
+from vstore.changes.layering import (
+    IndexedLayer,
+    LayeredTile,
+    count_to_merge,
+    merge_manifests,
+    same_refs,
+    select_rows,
+)
 from vstore.format.manifest import ChunkKind, Manifest, decode_manifest, encode_manifest
 
 
@@ -76,12 +83,15 @@ def test_merging_is_what_a_dict_does(seed: int) -> None:
     live = {position: ref for position, ref in expected.items() if ref is not None}
     bottom = merge_manifests(layers, drop_deleted=True)
     assert as_dict(bottom) == live
-    tile = ResolvedTile(bottom)
+    tile = LayeredTile([IndexedLayer(layer) for layer in layers])
+    assert as_dict(tile.merged()) == live
     for position in range(200):
-        row = tile.find(position)
-        assert (row is not None) == (position in live)
-        assert row is None or bottom.positions[row] == position
-    assert tile.totals.chunks == len(live)
+        found = tile.find(position)
+        assert (found is not None) == (position in live)
+        assert found is None or found[0].manifest.positions[found[1]] == position
+    for count in (0, 1, 5, 60, 200):
+        wanted = np.sort(rng.choice(200, count, replace=False)).astype(np.uint16)
+        assert as_dict(tile.at(wanted)) == {p: live[p] for p in wanted.tolist() if p in live}
 
 
 @pytest.mark.parametrize("seed", range(10))

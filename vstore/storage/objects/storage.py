@@ -150,7 +150,7 @@ class ObjectStorage:
         with request("create", self._where(name), writes=True):
             self._store.put(self._path(name), bytes(data), mode="create", use_multipart=False)
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
         self._check_writable()
         with request("write", self._where(name)):
             self._store.put(self._path(name), bytes(data), mode="overwrite", use_multipart=False)
