@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from vstore.blobs.cache import CACHE
 from vstore.blobs.reader import BlobReader
 from vstore.changes.tiling import join_indices
 from vstore.errors import FormatError, ObjectNotFoundError, StorageError, VStoreError
@@ -73,6 +74,8 @@ def check(
 
     Needs memory for the digests of all referenced blobs. `progress` is called with (done, total, label).
     """
+    # What this process wrote or read before is right in memory, whatever the storage made of it since.
+    CACHE.clear()
     return _Fsck(repository.handle, data, progress or _silent).run()
 
 
