@@ -7,8 +7,9 @@ when a pack is gone: the catalog may say that compact moved its blobs.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+
+import msgspec
 
 from vstore.blobs.reader import BlobReader
 from vstore.blobs.virtual import VirtualReader
@@ -22,8 +23,7 @@ from vstore.ids import PackId, SnapshotId
 from vstore.storage.base import Storage
 
 
-@dataclass(frozen=True, slots=True)
-class Handle:
+class Handle(msgspec.Struct, frozen=True):
     """The parts of an open repository."""
 
     storage: Storage
@@ -64,7 +64,7 @@ class Handle:
         return blobs
 
     def with_config(self, config: RepositoryConfig) -> Handle:
-        return replace(self, config=config)
+        return msgspec.structs.replace(self, config=config)
 
 
 def require_online(view: CatalogView) -> ValueIs:

@@ -6,26 +6,27 @@ Below: `merge`, which decides; above: `session`, which swaps its worktree for th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from vstore.blobs.writer import BlobWriter
+import msgspec
+
 from vstore.clock import Clock
 from vstore.errors import MergeConflictError, RebaseFailedError
 from vstore.format.record import OperationKind, SnapshotEntry
 from vstore.ids import SnapshotId, jitter
-from vstore.merge.conflicts import Conflict
-from vstore.merge.solvers import Solver
-from vstore.merge.three_way import Merged, merge_trees
-from vstore.worktree import Worktree
-from vstore.worktree.holding import held_slots
+
+if TYPE_CHECKING:
+    # Every session has an `Origin`; few of them rebase.
+    from vstore.merge.conflicts import Conflict
+    from vstore.merge.solvers import Solver
+    from vstore.merge.three_way import Merged
+    from vstore.worktree import Worktree
 
 _FIRST_WAIT_S = 0.001
 _LONGEST_WAIT_S = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(msgspec.Struct, frozen=True):
     """Where the changes of a session come from, but from its own writes.
 
     `parents` are a merge's other parents; `sources` are snapshots whose blobs the changes point at, which must be
@@ -36,10 +37,10 @@ class Origin:
     parents: tuple[SnapshotEntry, ...] = ()
     sources: tuple[SnapshotId, ...] = ()
     settled: tuple[Conflict, ...] = ()
-    details: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = msgspec.field(default_factory=dict)
 
 
-class Changes(NamedTuple):
+class Changes(msgspec.Struct, frozen=True):
     """What changed from one snapshot to another, to be put onto a session."""
 
     base: Worktree
@@ -84,6 +85,7 @@ def rebase_changes(
     `tree` is left as it is, and if the merge fails it is as good as before. `ids` are the old and the new snapshot's,
     for messages. Raises `RebaseFailedError` with the conflicts that the solver leaves.
     """
+    from vstore.merge.three_way import merge_trees
 
     def make() -> Worktree:
         result = make_result()
@@ -107,6 +109,9 @@ def rebase_changes(
 
 def _release_dropped(old: Worktree, new: Worktree) -> None:
     """Let go of the blobs of changes that are not in the result."""
+    from vstore.blobs.writer import BlobWriter
+    from vstore.worktree.holding import held_slots
+
     if isinstance(old.own, BlobWriter):
         for slot in (held_slots(old) - held_slots(new)).elements():
             old.own.release(slot)

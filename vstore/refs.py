@@ -15,6 +15,8 @@ from datetime import datetime
 from itertools import islice
 from typing import Any, NoReturn, TypeAlias
 
+import msgspec
+
 from vstore.catalog.base import (
     ABSENT,
     PROTECTED,
@@ -76,14 +78,13 @@ class OperationInfo:
 # --- applying ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True):
     """What a transaction should do, as decided on one view."""
 
     kind: OperationKind
     preconditions: tuple[Precondition, ...]
     updates: tuple[Update, ...]
-    details: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 Plan: TypeAlias = Callable[[CatalogView], Change | Operation]

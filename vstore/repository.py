@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from vstore import refs
 from vstore.blobs.spill import PackSpill
 from vstore.blobs.virtual import VirtualReader
-from vstore.blobs.writer import BlobWriter
-from vstore.branching import CommitText, MergeRequest, cherry_pick, merge, merge_session, revert
 from vstore.catalog.base import (
     ABSENT,
     CONFIG,
@@ -34,9 +32,7 @@ from vstore.catalog.base import (
     Transaction,
 )
 from vstore.catalog.location import create_catalog, find_catalog, open_catalog
-from vstore.changes.diff import Diff
 from vstore.clock import SYSTEM_CLOCK, Clock, from_datetime, to_datetime
-from vstore.comparison import PathHistory, diff, snapshot_tree
 from vstore.config import RepositoryConfig, default_author, encode_metadata
 from vstore.errors import (
     AlreadyExistsError,
@@ -49,7 +45,6 @@ from vstore.errors import (
 from vstore.format.envelope import BlobKind
 from vstore.format.record import OperationKind, RefKind, SnapshotEntry
 from vstore.format.snapshot import Snapshot, encode_snapshot
-from vstore.graph import AncestryGraph, Commit
 from vstore.handle import Handle, protected_patterns, require_online
 from vstore.history import (
     AncestryWalk,
@@ -63,7 +58,6 @@ from vstore.history import (
 from vstore.ids import SnapshotId, new_repository_id, new_transaction_id
 from vstore.keys.objects import pack_name
 from vstore.keys.zarr import normalize_prefix
-from vstore.merge.solvers import SolverSpec
 from vstore.refs import MAIN
 from vstore.refs import OperationInfo as OperationInfo
 from vstore.session import Session
@@ -71,7 +65,11 @@ from vstore.storage.base import Storage
 from vstore.storage.location import open_storage
 from vstore.twins import async_twin
 
+# What only some methods need is imported by them, as in `session`.
 if TYPE_CHECKING:
+    from vstore.changes.diff import Diff
+    from vstore.graph import AncestryGraph, Commit
+    from vstore.merge.solvers import SolverSpec
     from vstore.store import SessionStore
 
 ROOT_MESSAGE = "Repository initialized"
@@ -316,6 +314,8 @@ class Repository:
         Of all branches and tags, or of what one argument names. `str()` of the result is the text, iterating streams
         its lines, and its `print()` has colours unless `plain`.
         """
+        from vstore.graph import AncestryGraph
+
         labels: dict[SnapshotId, list[str]] = defaultdict(list)
         with self._handle.catalog.reading() as view:
             for kind, prefix in ((RefKind.BRANCH, ""), (RefKind.TAG, "tag: ")):
@@ -328,6 +328,8 @@ class Repository:
         return AncestryGraph(lambda: self._iter_commits(AncestryWalk(*starts)), labels, plain=plain)
 
     def _iter_commits(self, walk: AncestryWalk) -> Iterator[Commit]:
+        from vstore.graph import Commit
+
         for entry in self._walk(walk):
             yield Commit(entry.id, walk.retained_parents(entry), self._info(entry).message)
 
@@ -351,6 +353,8 @@ class Repository:
             return
         with self._handle.catalog.reading() as view:
             start = resolve(view, branch, tag, snapshot_id)
+        from vstore.comparison import PathHistory
+
         history = PathHistory(self._handle, start, normalize_prefix(path))
         for entry in self._walk(AncestryWalk(start)):
             with self._handle.catalog.reading() as view:
@@ -374,6 +378,8 @@ class Repository:
         The cost follows the difference. With `values`, the changed chunks are read and their cells compared too, one
         chunk at a time.
         """
+        from vstore.comparison import diff, snapshot_tree
+
         with self._handle.catalog.reading() as view:
             older = resolve(view, from_branch, from_tag, from_snapshot_id)
             newer = resolve(view, to_branch, to_tag, to_snapshot_id)
@@ -444,6 +450,8 @@ class Repository:
         Raises `MergeConflictError`, which has the conflicts, `UnrelatedHistoriesError`, `RefNotFoundError`; nothing
         is changed then.
         """
+        from vstore.branching import CommitText, MergeRequest, merge
+
         request = MergeRequest(source, into, solver, squash)
         text = CommitText(message, metadata)
         return merge(self._handle, request, text, self._default_metadata, fast_forward=fast_forward)
@@ -456,6 +464,8 @@ class Repository:
         `session.status()` shows it, `session.conflicts` what the solver decided; its commit is the merge. Raises what
         `merge` raises, and `NothingToCommitError` if the source is merged already.
         """
+        from vstore.branching import MergeRequest, merge_session
+
         return merge_session(self._handle, MergeRequest(source, into, solver, squash), self._default_metadata)
 
     def cherry_pick(
@@ -474,6 +484,8 @@ class Repository:
         counted from 1. The message and metadata are the picked commit's, unless given. If the branch has all of it
         already, its head's id is returned. Raises `MergeConflictError`, as `merge` does.
         """
+        from vstore.branching import CommitText, cherry_pick
+
         text = CommitText(message, metadata)
         return cherry_pick(
             self._handle, snapshot_id, branch, text, self._default_metadata, solver=solver, parent=parent
@@ -495,6 +507,8 @@ class Repository:
         With `since`, an ancestor, all commits after that one are undone together. Of a merge, `parent` says which
         parent's state to go back to, counted from 1. Raises `MergeConflictError` if the branch changed the same since.
         """
+        from vstore.branching import CommitText, revert
+
         text = CommitText(message, metadata)
         return revert(
             self._handle,
@@ -675,6 +689,8 @@ def _first_transaction(
     storage: Storage, identity: Identity, config: RepositoryConfig, author: str
 ) -> Transaction:
     """Write the empty first snapshot and return the transaction that makes it branch "main"."""
+    from vstore.blobs.writer import BlobWriter
+
     writer = BlobWriter(storage)
     batch = writer.begin_metadata()
     snapshot = Snapshot((), identity.created_us, ROOT_MESSAGE, b"{}", None)

@@ -8,23 +8,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from vstore.blobs.reader import BlobReader
-from vstore.blobs.writer import BlobWriter
 from vstore.catalog.base import Applied, CloseSession, OpenSession, Precondition, Transaction
-from vstore.changes.diff import Diff
-from vstore.commit import (
-    CommitRequest,
-    Prepared,
-    Unchanged,
-    prepare,
-    publish,
-    settle,
-)
-from vstore.comparison import diff, snapshot_tree
 from vstore.config import encode_metadata
 from vstore.errors import (
     ConflictError,
@@ -42,21 +32,20 @@ from vstore.history import require_branch, require_entry, resolve
 from vstore.ids import SessionId, new_session_id, new_transaction_id
 from vstore.keys.zarr import normalize_prefix
 from vstore.locks import ForkSafeLock
-from vstore.merge.conflicts import Conflict
-from vstore.merge.solvers import Solver, SolverSpec, make_solver
-from vstore.merge.three_way import merge_trees
 from vstore.rebase import Changes, Origin, Rebase, rebase_changes, unique_sources
-from vstore.shield import run_shielded
 from vstore.twins import async_twin
 from vstore.worktree import Worktree
-from vstore.worktree.compare import compare
-from vstore.worktree.frozen import FrozenChanges, freeze, thaw
-from vstore.worktree.listing import totals_below
-from vstore.worktree.moving import move_node
-from vstore.worktree.reindexing import check_index, map_each, reindex, require_array, shift_by
 
+# What only writing, committing, comparing or merging needs is imported by the methods that do it: to a process that
+# reads one value, imports are most of the time.
 if TYPE_CHECKING:
+    from vstore.blobs.writer import BlobWriter
+    from vstore.changes.diff import Diff
+    from vstore.commit import CommitRequest, Prepared
+    from vstore.merge.conflicts import Conflict
+    from vstore.merge.solvers import Solver, SolverSpec
     from vstore.store import SessionStore
+    from vstore.worktree.frozen import FrozenChanges
 
 SESSION_REGISTRATION_US = 7 * 24 * 3600 * 1_000_000
 """What a registration says of its expiry; only an explicit update ends it."""
@@ -91,12 +80,15 @@ class Session:
 
     def _clean_tree(self, blobs: BlobReader, root: Child | None) -> Worktree:
         """Return a worktree without changes; nothing is read for it."""
-        writer = None if self._is_read_only else BlobWriter(self._handle.storage, self._register)
-        return self._tree_with(blobs, root, writer)
+        if self._is_read_only:
+            return self._tree_with(blobs, root, None)
+        from vstore.blobs.writer import BlobWriter
+
+        return self._tree_with(blobs, root, BlobWriter(self._handle.storage, self._register))
 
     def _tree_with(self, blobs: BlobReader, root: Child | None, writer: BlobWriter | None) -> Worktree:
         threshold = self._handle.config.inline_chunk_threshold_bytes
-        return Worktree(blobs, root, virtual=self._handle.virtual, own=writer, inline_bytes=threshold)
+        return Worktree(blobs, root, virtual=self._handle.virtual, writer=writer, inline_bytes=threshold)
 
     # --- what it is ------------------------------------------------------------------------------------------
 
@@ -126,6 +118,8 @@ class Session:
         tree = self._tree
         if tree.mutations == 0:
             return False
+        from vstore.worktree.compare import compare
+
         with tree.lock:
             return not compare(tree.unedited(), tree).is_empty()
 
@@ -138,10 +132,14 @@ class Session:
 
     def totals(self, path: str = "") -> Totals:
         """Return count and bytes of the chunks of all arrays at and below `path`; reads no chunk."""
+        from vstore.worktree.listing import totals_below
+
         return totals_below(self._tree, normalize_prefix(path))
 
     def status(self, *, values: bool = False) -> Diff:
         """Return what this session changed since its snapshot, by content; `values` as in `Repository.diff`."""
+        from vstore.comparison import diff
+
         with self._tree.lock:
             return diff(self._tree.unedited(), self._tree, values=values)
 
@@ -154,6 +152,8 @@ class Session:
         values: bool = False,
     ) -> Diff:
         """Return what differs from another snapshot to what this session shows; `values` as in `Repository.diff`."""
+        from vstore.comparison import diff, snapshot_tree
+
         with self._handle.catalog.reading() as view:
             entry = resolve(view, branch, tag, snapshot_id)
         with self._tree.lock:
@@ -171,6 +171,8 @@ class Session:
         An edit of metadata, whatever the node holds; it keeps its id, so that merges follow it. Raises
         `NodeNotFoundError`, `NodeExistsError`, or `InvalidInputError` for a move into itself or below an array.
         """
+        from vstore.worktree.moving import move_node
+
         move_node(self.tree_for_writing(), normalize_prefix(from_path), normalize_prefix(to_path))
 
     def shift_array(self, array_path: str, chunk_offset: Sequence[int]) -> None:
@@ -179,6 +181,8 @@ class Session:
         What leaves the chunk grid is dropped, what becomes free reads as fill value. A chunk at the array's edge is
         moved whole, with what it holds beyond the edge. Raises `InvalidInputError` for grids that are not regular.
         """
+        from vstore.worktree.reindexing import check_index, reindex, require_array, shift_by
+
         tree, path = self.tree_for_writing(), normalize_prefix(array_path)
         with tree.lock:
             array = require_array(tree, path)[1]
@@ -198,6 +202,8 @@ class Session:
         Raises `InvalidInputError`, before anything is changed, if two chunks would get one index, or one lies outside
         the chunk grid, or the grid is not regular. For millions of chunks `shift_array` is faster.
         """
+        from vstore.worktree.reindexing import map_each, reindex
+
         path = normalize_prefix(array_path)
         reindex(self.tree_for_writing(), path, map_each(forward, backward, path))
 
@@ -218,6 +224,8 @@ class Session:
         `Conflict`. Raises `RebaseFailedError`, which has the conflicts, if any are left; the session is as before
         then. Raises `RefNotFoundError` if the branch was deleted.
         """
+        from vstore.merge.solvers import make_solver
+
         chosen = make_solver(solver)
         with self._lock:
             self._settle_doubt()
@@ -243,7 +251,7 @@ class Session:
             )
         old.closed = "this session was rebased while this was being written. Write it again."
         sources = unique_sources(self._origin.sources, *([self._entry.id] if merged.borrows else []))
-        self._origin = replace(
+        self._origin = msgspec.structs.replace(
             self._origin, sources=sources, settled=(*self._origin.settled, *merged.settled)
         )
         self._tree, self._entry = merged.tree, head
@@ -251,6 +259,8 @@ class Session:
 
     def apply(self, changes: Changes, solver: Solver) -> None:
         """Put what changed between two snapshots onto this session, which must not have been written to."""
+        from vstore.merge.three_way import merge_trees
+
         with self._lock:
             self._require_writable()
             old = self._tree
@@ -266,7 +276,7 @@ class Session:
             merged.tree.mutations = old.mutations + 1
             old.closed = "a merge was made while this was being written. Write it again."
             self._tree = merged.tree
-            self._origin = replace(changes.origin, settled=merged.settled)
+            self._origin = msgspec.structs.replace(changes.origin, settled=merged.settled)
 
     @property
     def conflicts(self) -> tuple[Conflict, ...]:
@@ -309,11 +319,11 @@ class Session:
             raise InvalidInputError(
                 f"rebase_tries is {rebase_tries!r}; give how often to follow the branch, 0 or more"
             )
-        rebase = (
-            None
-            if rebase_with is None
-            else Rebase(make_solver(rebase_with), rebase_tries, self._handle.clock)
-        )
+        rebase = None
+        if rebase_with is not None:
+            from vstore.merge.solvers import make_solver
+
+            rebase = Rebase(make_solver(rebase_with), rebase_tries, self._handle.clock)
         return self._commit(self._origin.kind, message, metadata, allow_empty, rebase)
 
     def amend(
@@ -346,6 +356,8 @@ class Session:
         allow_empty: bool,
         rebase: Rebase | None = None,
     ) -> str:
+        from vstore.shield import run_shielded
+
         if not isinstance(message, str):
             raise InvalidInputError(f"a commit message is a str, not a {type(message).__name__}")
         try:
@@ -382,6 +394,8 @@ class Session:
     def _request(
         self, kind: OperationKind, message: str, metadata: bytes, allow_empty: bool
     ) -> CommitRequest:
+        from vstore.commit import CommitRequest
+
         parents: tuple[SnapshotEntry, ...] = (self._entry, *self._origin.parents)
         conditions: tuple[Precondition, ...] = ()
         if kind == OperationKind.AMEND:
@@ -412,6 +426,8 @@ class Session:
         return snapshot
 
     def _commit_frozen(self, request: CommitRequest) -> str:
+        from vstore.commit import Unchanged, prepare, publish
+
         prepared = prepare(self._handle, self._tree, request)
         if isinstance(prepared, Unchanged):
             self._unregister()
@@ -435,6 +451,8 @@ class Session:
         prepared = self._in_doubt
         if prepared is None:
             return None
+        from vstore.commit import settle
+
         if not settle(self._handle, prepared):
             self._in_doubt = None
             return None
@@ -455,8 +473,7 @@ class Session:
         self._is_read_only = True
         self._is_registered = False
         self._tree = self._clean_tree(self._handle.blobs_for(entry.id), root)
-        if isinstance(old.own, BlobWriter):
-            old.own.close()
+        old.writer.close()
 
     def discard_changes(self) -> None:
         """Forget everything that was written in this session; it stays writable, on the same snapshot."""
@@ -473,13 +490,13 @@ class Session:
     def close(self) -> None:
         """Let go of what the session holds; uncommitted changes are lost. May be called again."""
         with self._lock:
-            old = self._tree
-            if not isinstance(old.own, BlobWriter):
+            if self._is_read_only:
                 return
+            old = self._tree
             self._is_read_only = True
             self._tree = self._clean_tree(old.blobs, old.nodes.root)
             old.closed = "this session was closed. Open a new one with repo.writable_session(branch)."
-            old.own.close()
+            old.writer.close()
             with contextlib.suppress(StorageError):
                 # If it can't be said now, the entry stays, and gc names it.
                 self._unregister()
@@ -560,6 +577,8 @@ class Session:
         return hash((self._handle.catalog.identity.repository, self._id))
 
     def __reduce__(self) -> tuple[Any, ...]:
+        from vstore.worktree.frozen import freeze
+
         with self._lock:
             changes = freeze(self._tree) if self._tree.mutations else None
             was_writable = not self._is_read_only or self._is_copy
@@ -587,5 +606,7 @@ def _unpickle(
     copy._id = session
     copy._is_copy = was_writable
     if changes is not None:
+        from vstore.worktree.frozen import thaw
+
         copy._tree = thaw(copy._tree, changes)
     return copy

@@ -25,8 +25,6 @@ from vstore.format.refs import BlobRef
 from vstore.ids import BytesLike
 from vstore.keys.zarr import normalize_prefix
 from vstore.worktree.contents import ChunkSource, source_length
-from vstore.worktree.listing import is_folder_empty, iter_keys, list_folder, size_below
-from vstore.worktree.virtual import VirtualColumns, set_virtual_refs
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -195,6 +193,8 @@ class SessionStore(Store):
     async def getsize_prefix(self, prefix: str) -> int:
         """Return the bytes of all values below the folder `prefix`, without reading them."""
         await self._ready()
+        from vstore.worktree.listing import size_below
+
         return int(await self._run(size_below, self._session.tree, normalize_prefix(prefix)))
 
     # --- writing ---------------------------------------------------------------------------------------------
@@ -249,6 +249,8 @@ class SessionStore(Store):
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
         """Yield the keys that start with `prefix`."""
         await self._ready()
+        from vstore.worktree.listing import iter_keys
+
         keys = iter_keys(self._session.tree, prefix)
         if self._supports_sync_io:
             for key in keys:
@@ -261,12 +263,16 @@ class SessionStore(Store):
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         """Yield the names right below the folder `prefix`."""
         await self._ready()
+        from vstore.worktree.listing import list_folder
+
         for name in sorted(await self._run(list_folder, self._session.tree, normalize_prefix(prefix))):
             yield name
 
     async def is_empty(self, prefix: str) -> bool:
         """Tell whether nothing lies below the folder `prefix`."""
         await self._ready()
+        from vstore.worktree.listing import is_folder_empty
+
         return bool(await self._run(is_folder_empty, self._session.tree, normalize_prefix(prefix)))
 
     # --- virtual references ----------------------------------------------------------------------------------
@@ -292,6 +298,8 @@ class SessionStore(Store):
         Raises `InvalidInputError` before anything is changed.
         """
         self._check_writable()
+        from vstore.worktree.virtual import VirtualColumns, set_virtual_refs
+
         columns = VirtualColumns.build(chunk_grid_shape, locations, offsets, lengths, arr_offset, checksum)
         set_virtual_refs(self._session.tree_for_writing(), normalize_prefix(array_path), columns)
 

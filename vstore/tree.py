@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
+
+import msgspec
 
 from vstore.errors import CorruptionError
 from vstore.format.page import (
@@ -45,15 +46,14 @@ class PageSink(Protocol):
         """Take a page, encoded and as it is, and say where it will be."""
 
 
-class Change(NamedTuple):
+class Change(msgspec.Struct, frozen=True):
     """One edit: `entry` replaces what the key held, None deletes it."""
 
     key: bytes
     entry: Entry | None
 
 
-@dataclass(frozen=True, slots=True)
-class TreePolicy:
+class TreePolicy(msgspec.Struct, frozen=True):
     """How full pages get: a leaf holds at most `leaf_bytes` of keys and values and `leaf_entries` entries.
 
     `measure` says what a leaf entry adds to the totals of the pages above it.
@@ -247,7 +247,7 @@ def iter_pages(
             pending.extend((item, depth + 1) for item in reversed(below) if not skip(item.ref))
 
 
-class Difference(NamedTuple):
+class Difference(msgspec.Struct, frozen=True):
     """A key at which two trees differ, and what each of them holds there."""
 
     key: bytes
@@ -293,7 +293,7 @@ def iter_differences(
             other.drop()
 
 
-class _Item(NamedTuple):
+class _Item(msgspec.Struct, frozen=True):
     """A page that is still closed (`entry` None), or an entry of an opened leaf; `level` is 0 for an entry."""
 
     key: bytes
@@ -372,7 +372,7 @@ def update(
     return writer.grow(level, pieces)
 
 
-class _Piece(NamedTuple):
+class _Piece(msgspec.Struct, frozen=True):
     """A page of the new tree: an untouched one (`child`), or entries that are still to be written."""
 
     key: bytes

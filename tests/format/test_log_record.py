@@ -10,12 +10,12 @@ import struct
 import sys
 import tracemalloc
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
 from crc32c import crc32c
+from msgspec.structs import replace
 
 from vstore.errors import CorruptionError, FormatError, UnsupportedFormatError
 from vstore.format.envelope import BlobKind, Section, decode_envelope, encode_envelope

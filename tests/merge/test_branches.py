@@ -6,11 +6,11 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 import zarr
+from msgspec.structs import replace
 
 import vstore
 from tests.repositories import GROUP, KINDS, Place, array_document, contents, quick_folder, write

@@ -10,7 +10,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import zarr
 
 import vstore
 from vstore import errors
@@ -60,6 +62,51 @@ def test_import_loads_nothing_heavy() -> None:
     )
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     assert sorted(loaded & HEAVY) == []
+
+
+OPEN_AND_READ = """
+import sys
+import vstore, zarr
+before = set(sys.modules)
+repository = vstore.open(sys.argv[1])
+store = repository.readonly_session("main").store
+value = zarr.open_array(store, path="a", mode="r")[3]
+loaded = set(sys.modules) - before
+assert value == 3
+repository.close()
+print(*sorted(loaded))
+"""
+FOR_OTHER_WORK = {
+    "vstore.blobs.writer", "vstore.branching", "vstore.catalog.log", "vstore.changes.diff", "vstore.commit",
+    "vstore.comparison", "vstore.graph", "vstore.merge", "vstore.migrations", "vstore.ops", "vstore.shield",
+    "vstore.storage.objects", "vstore.testing", "vstore.worktree.compare", "vstore.worktree.encode",
+    "vstore.worktree.frozen", "vstore.worktree.listing", "vstore.worktree.moving", "vstore.worktree.reindexing",
+    "vstore.worktree.reshape", "vstore.worktree.virtual", "vstore.zarr_pipeline",
+}  # fmt: skip
+"""What reading one value of a local repository does without: imports are most of the time of a short process."""
+PACKAGES_TO_READ = {"blake3", "google_crc32c", "msgspec", "numcodecs", "numpy", "sqlite3", "vstore", "zarr"}
+"""The packages that it may load, beside what these load themselves and small modules of the standard library."""
+
+
+def test_opening_and_reading_loads_only_what_it_needs(tmp_path: Path) -> None:
+    with vstore.Repository.create(tmp_path / "r") as repository:
+        session = repository.writable_session("main")
+        zarr.create_array(session.store, name="a", data=np.arange(10), chunks=(5,))
+        session.commit("an array")
+    done = subprocess.run(
+        [sys.executable, "-c", OPEN_AND_READ, tmp_path / "r"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    loaded = set(done.stdout.split())
+    assert "vstore.worktree.tree" in loaded
+    assert sorted(loaded & FOR_OTHER_WORK) == []
+    packages = {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names
+    assert sorted(packages - PACKAGES_TO_READ) == []
+    # These belong to commands, servers and other heavy things.
+    assert sorted(loaded & {"argparse", "concurrent.futures.process", "multiprocessing", "http", "ssl"}) == []
 
 
 @pytest.mark.parametrize("name", sorted(set(vstore.__all__) - {"__version__"}))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import vstore
-from vstore import session as session_module
+from vstore import commit as commit_module
 from vstore.ops.fsck import check
 from vstore.storage.base import PackPolicy
 
@@ -24,14 +24,14 @@ def messages(repository: vstore.Repository) -> list[str]:
 
 
 def lose_reply(monkeypatch: pytest.MonkeyPatch, *, applied: bool) -> None:
-    publish = session_module.publish
+    publish = commit_module.publish
 
     def lossy(*args: Any) -> Any:
         if applied:
             publish(*args)
         raise vstore.CommitOutcomeUnknownError("the reply is lost")
 
-    monkeypatch.setattr(session_module, "publish", lossy)
+    monkeypatch.setattr(commit_module, "publish", lossy)
 
 
 @pytest.mark.parametrize("applied", [False, True])
@@ -100,7 +100,7 @@ def test_an_interrupt_does_not_cut_a_commit(
 ) -> None:
     import _thread
 
-    publish = session_module.publish
+    publish = commit_module.publish
     interrupted = threading.Event()
 
     def slow(*args: Any) -> Any:
@@ -111,7 +111,7 @@ def test_an_interrupt_does_not_cut_a_commit(
     session = repository.writable_session("main")
     session.tree.set("key", b"value")
     with monkeypatch.context() as patch:
-        patch.setattr(session_module, "publish", slow)
+        patch.setattr(commit_module, "publish", slow)
         with pytest.raises(KeyboardInterrupt):
             session.commit("through")
     assert messages(repository)[0] == "through"
@@ -122,7 +122,7 @@ def test_an_interrupt_does_not_cut_a_commit(
 def test_what_another_thread_writes_during_a_commit_is_refused(
     repository: vstore.Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish = session_module.publish
+    publish = commit_module.publish
     session = repository.writable_session("main")
     session.tree.set("key", b"value")
     store = session.store
@@ -133,7 +133,7 @@ def test_what_another_thread_writes_during_a_commit_is_refused(
         return publish(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(session_module, "publish", meanwhile)
+        patch.setattr(commit_module, "publish", meanwhile)
         session.commit("done")
     with pytest.raises(vstore.ReadOnlyError):
         store.session.tree_for_writing().set("late", b"late")

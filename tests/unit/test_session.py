@@ -18,6 +18,7 @@ import zarr
 from zarr.core.buffer import Buffer, default_buffer_prototype
 
 import vstore
+import vstore.commit
 from tests.repositories import (
     GROUP,
     KINDS,
@@ -242,8 +243,8 @@ def test_a_conflict_that_only_the_catalog_notices(
         theirs.append(commit(repository, {"theirs": b"1"}))
         return publish(*args)
 
-    publish = vstore.session.publish
-    monkeypatch.setattr(vstore.session, "publish", overtake)
+    publish = vstore.commit.publish
+    monkeypatch.setattr(vstore.commit, "publish", overtake)
     with pytest.raises(vstore.ConflictError) as caught:
         session.commit("overtaken after the upload")
     assert caught.value.actual_parent == theirs[0]
@@ -671,7 +672,7 @@ def test_a_commit_that_can_not_read_its_snapshot_back_is_a_commit_all_the_same(
     session = repository.writable_session("main")
     write(session, an_array(2))
     before = session.snapshot_id
-    publish = vstore.session.publish
+    publish = vstore.commit.publish
 
     def then_no_reads(*args: Any) -> Any:
         made = publish(*args)
@@ -681,7 +682,7 @@ def test_a_commit_that_can_not_read_its_snapshot_back_is_a_commit_all_the_same(
     def fail(*_: object) -> Any:
         raise StorageError("injected: the network is down")
 
-    monkeypatch.setattr(vstore.session, "publish", then_no_reads)
+    monkeypatch.setattr(vstore.commit, "publish", then_no_reads)
     try:
         made = session.commit("a commit")
     except vstore.VStoreError:

@@ -8,8 +8,9 @@ in from above): compact may have moved its blobs. What can't be had or doesn't m
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
+import msgspec
 import numpy as np
 
 from vstore.blobs.cache import CACHE
@@ -40,7 +41,7 @@ _JOINED_GAP_BYTES = 256 * 1024
 _STRETCH_LIMIT_BYTES = 8 * 1024 * 1024
 
 
-class ByteSpan(NamedTuple):
+class ByteSpan(msgspec.Struct, frozen=True):
     """A half-open range of bytes within a blob."""
 
     start: int
@@ -263,7 +264,7 @@ def _named(error: CorruptionError, what: str) -> CorruptionError:
     return error if what in error.message else CorruptionError(f"{what} can't be read: {error.message}")
 
 
-class _SpanPlan(NamedTuple):
+class _SpanPlan(msgspec.Struct, frozen=True):
     """What to read for a span: whole blocks and their checksums, as (offset, length) in the pack.
 
     One read if the checksums, which lie behind the blob, are near; the first part starts with the blocks, the last

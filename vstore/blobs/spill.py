@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from vstore.blobs.reader import BlobReader
-from vstore.blobs.writer import BlobWriter, MetadataBatch
 from vstore.format.page import Page, PageNames
 from vstore.format.refs import BlobRef
 from vstore.storage.base import Storage
+
+if TYPE_CHECKING:
+    from vstore.blobs.writer import MetadataBatch
 
 
 class PackSpill:
@@ -30,6 +33,8 @@ class PackSpill:
     @contextmanager
     def write_pages(self) -> Iterator[MetadataBatch]:
         """Yield a sink for pages; they are durable when the block ends, and nothing is written if it raises."""
+        from vstore.blobs.writer import BlobWriter
+
         writer = BlobWriter(self._storage)
         try:
             batch = writer.begin_metadata()

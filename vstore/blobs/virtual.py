@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable
-from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
+
+import msgspec
 
 from vstore.errors import (
     InvalidInputError,
@@ -24,7 +25,7 @@ from vstore.format.manifest import MAX_LOCATION_BYTES, Checksum
 _FILE = "file"
 
 
-class VirtualRange(NamedTuple):
+class VirtualRange(msgspec.Struct, frozen=True):
     """A range of somebody else's file."""
 
     location: str

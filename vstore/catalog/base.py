@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import msgspec
 
 from vstore.errors import InvalidInputError
 from vstore.format.record import (
@@ -61,8 +62,7 @@ SUPPORTED_FEATURES: frozenset[str] = frozenset()
 # --- preconditions -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class RefIs:
+class RefIs(msgspec.Struct, frozen=True):
     """The ref holds `expected`, or is `ABSENT`."""
 
     kind: RefKind
@@ -70,52 +70,45 @@ class RefIs:
     expected: SnapshotId | Absent
 
 
-@dataclass(frozen=True, slots=True)
-class NameUnused:
+class NameUnused(msgspec.Struct, frozen=True):
     """No deleted tag had this name."""
 
     kind: RefKind
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Retained:
+class Retained(msgspec.Struct, frozen=True):
     """All these snapshots are retained."""
 
     snapshots: tuple[SnapshotId, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class EpochIs:
+class EpochIs(msgspec.Struct, frozen=True):
     """No collector has moved since."""
 
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
-class PacksUsable:
+class PacksUsable(msgspec.Struct, frozen=True):
     """None of these packs is being deleted, or was replaced by another."""
 
     packs: frozenset[PackId]
 
 
-@dataclass(frozen=True, slots=True)
-class PacksMarked:
+class PacksMarked(msgspec.Struct, frozen=True):
     """All these marks are there, each of the same epoch and target."""
 
     states: tuple[PackState, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ValueIs:
+class ValueIs(msgspec.Struct, frozen=True):
     """A value (one of `VALUE_NAMES`: JSON bytes) is as expected."""
 
     name: str
     expected: bytes | Absent
 
 
-@dataclass(frozen=True, slots=True)
-class SessionOpen:
+class SessionOpen(msgspec.Struct, frozen=True):
     """The registered session has not been abandoned."""
 
     session: SessionId
@@ -129,8 +122,7 @@ Precondition: TypeAlias = (
 # --- updates -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class SetRef:
+class SetRef(msgspec.Struct, frozen=True):
     """Point a ref at a snapshot, creating it if need be. A retired name is in use again."""
 
     kind: RefKind
@@ -138,8 +130,7 @@ class SetRef:
     snapshot: SnapshotId
 
 
-@dataclass(frozen=True, slots=True)
-class DropRef:
+class DropRef(msgspec.Struct, frozen=True):
     """Delete a ref; `retire` keeps its name used. Nothing happens if there is no such ref."""
 
     kind: RefKind
@@ -147,56 +138,48 @@ class DropRef:
     retire: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class AddSnapshot:
+class AddSnapshot(msgspec.Struct, frozen=True):
     """Retain a snapshot. If it is retained already, the old entry or this one holds from now on: both are right."""
 
     entry: SnapshotEntry
 
 
-@dataclass(frozen=True, slots=True)
-class SetValue:
+class SetValue(msgspec.Struct, frozen=True):
     """Replace a value (JSON bytes)."""
 
     name: str
     value: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class RescuePacks:
+class RescuePacks(msgspec.Struct, frozen=True):
     """Strike these packs from the condemned and replacing lists: a new root needs them."""
 
     packs: frozenset[PackId]
 
 
-@dataclass(frozen=True, slots=True)
-class MarkPacks:
+class MarkPacks(msgspec.Struct, frozen=True):
     """Add these marks; one of the same pack and kind is replaced."""
 
     states: tuple[PackState, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class UnmarkPacks:
+class UnmarkPacks(msgspec.Struct, frozen=True):
     """Remove marks; those that are absent are passed over."""
 
     marks: frozenset[tuple[PackId, PackMark]]
 
 
-@dataclass(frozen=True, slots=True)
-class AdvanceEpoch:
+class AdvanceEpoch(msgspec.Struct, frozen=True):
     """Add one to the epoch."""
 
 
-@dataclass(frozen=True, slots=True)
-class OpenSession:
+class OpenSession(msgspec.Struct, frozen=True):
     """Register a session, or replace its entry."""
 
     entry: SessionEntry
 
 
-@dataclass(frozen=True, slots=True)
-class CloseSession:
+class CloseSession(msgspec.Struct, frozen=True):
     """End a session's registration; nothing happens if it has none."""
 
     session: SessionId
@@ -216,8 +199,7 @@ Update: TypeAlias = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Transaction:
+class Transaction(msgspec.Struct, frozen=True):
     """One intended change. `since` is a sequence number that was current before the first try with this id.
 
     `details` must be what JSON can say. A ref, a snapshot or a value may be changed by one update at most.
@@ -230,7 +212,7 @@ class Transaction:
     author: str
     preconditions: tuple[Precondition, ...]
     updates: tuple[Update, ...]
-    details: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 class Refusal(NamedTuple):
@@ -240,15 +222,13 @@ class Refusal(NamedTuple):
     found: object
 
 
-@dataclass(frozen=True, slots=True)
-class Applied:
+class Applied(msgspec.Struct, frozen=True):
     """The transaction is in the catalog, now or since an earlier try."""
 
     operation: Operation
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(msgspec.Struct, frozen=True):
     """Nothing was changed; `sequence` and `epoch` are those of the state that was found."""
 
     refusals: tuple[Refusal, ...]

@@ -7,15 +7,17 @@ trusted, and object stores get the log. Neighbours: `sqlite` and `log`; the repo
 from __future__ import annotations
 
 import os
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from vstore.catalog.base import Catalog, Identity, Transaction
-from vstore.catalog.log import LogCatalog, SpillStore
 from vstore.errors import CorruptionError, InvalidInputError, RepositoryExistsError, RepositoryNotFoundError
-from vstore.keys.objects import SQLITE_FILE
+from vstore.keys.objects import SQLITE_FILE, log_name
 from vstore.storage.base import Storage
 from vstore.storage.local import LocalStorage
 from vstore.storage.mounts import is_local_filesystem
+
+if TYPE_CHECKING:
+    from vstore.catalog.log import SpillStore
 
 CatalogKind: TypeAlias = Literal["sqlite", "log"]
 
@@ -24,7 +26,8 @@ def find_catalog(storage: Storage) -> CatalogKind | None:
     """Return which catalog `storage` holds, or None; `CorruptionError` if it holds both."""
     directory = _directory_of(storage)
     has_sqlite = directory is not None and _sqlite_exists(directory)
-    has_log = LogCatalog.exists(storage)
+    # Number 0 is the first object of a log, and is never freed. Asked, as of SQLite, without loading the catalog.
+    has_log = storage.size(log_name(0)) is not None
     if has_sqlite and has_log:
         raise CorruptionError(
             f"{storage.url!r} holds two catalogs, {SQLITE_FILE!r} and 'log/': which one is current can't be told. "
@@ -39,15 +42,15 @@ def open_catalog(storage: Storage, spill: SpillStore) -> Catalog:
     One on a file system where it can't be written safely is opened all the same: `check_writable` says so.
     """
     directory = _directory_of(storage)
-    if directory is None:
-        # Without asking first: on an object store each question is a round trip.
-        return LogCatalog.open(storage, spill)
-    kind = find_catalog(storage)
+    # Without asking first where there is no choice: on an object store each question is a round trip.
+    kind = "log" if directory is None else find_catalog(storage)
     if kind is None:
         raise RepositoryNotFoundError(
             f"there is no repository at {storage.url!r}. Check the location; create() makes a new one."
         )
-    if kind == "log":
+    if directory is None or kind == "log":
+        from vstore.catalog.log import LogCatalog
+
         return LogCatalog.open(storage, spill)
     from vstore.catalog.sqlite import SqliteCatalog
 
@@ -73,6 +76,8 @@ def create_catalog(
     if kind is None:
         kind = "sqlite" if directory is not None and is_local_filesystem(directory) else "log"
     if kind == "log":
+        from vstore.catalog.log import LogCatalog
+
         return LogCatalog.create(storage, identity, first, spill)
     if directory is None:
         raise InvalidInputError(

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -81,7 +80,7 @@ class Space(IntEnum):
     """Sequence (u64, big-endian): operation."""
 
 
-class Edit(NamedTuple):
+class Edit(msgspec.Struct, frozen=True):
     """One change of the map; None deletes the key."""
 
     space: Space
@@ -89,8 +88,7 @@ class Edit(NamedTuple):
     value: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """What a transaction comes to: `edits` hold all but the operation and the new snapshot entries."""
 
     operation: Operation

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from vstore.format.node import MAX_DIMENSIONS
 from vstore.keys.zarr import ZARR_JSON, ZARRAY, ZATTRS, ZGROUP, ChunkKeyEncoding
@@ -17,8 +18,7 @@ from vstore.keys.zarr import ZARR_JSON, ZARRAY, ZATTRS, ZGROUP, ChunkKeyEncoding
 _MAX_EXTENT = 2**62
 
 
-@dataclass(frozen=True, slots=True)
-class ArraySpec:
+class ArraySpec(msgspec.Struct, frozen=True):
     """What vstore needs to know of an array.
 
     `grid` is the number of chunks (shards, where sharded) along each dimension, None for an unknown kind of grid,
@@ -38,8 +38,7 @@ class ArraySpec:
         return self.grid is None or all(i < bound for i, bound in zip(index, self.grid, strict=True))
 
 
-@dataclass(frozen=True, slots=True)
-class NodeSpec:
+class NodeSpec(msgspec.Struct, frozen=True):
     """A node's kind (`array` is None for a group) and the names of the documents that belong to it."""
 
     array: ArraySpec | None

@@ -11,8 +11,9 @@ import struct
 from array import array
 from bisect import bisect_left
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -49,7 +50,7 @@ class PendingKind(IntEnum):
     UNCHANGED = 5
 
 
-class PendingRef(NamedTuple):
+class PendingRef(msgspec.Struct, frozen=True):
     """One pending chunk ref.
 
     OWN: `at` is the blob's slot in the session's writer. STORED: `source` is a pack number of the change set, `at`

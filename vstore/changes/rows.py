@@ -8,9 +8,9 @@ checksum. Below: `pending` (the row), `dictionaries` (what rows name by number);
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -29,8 +29,7 @@ Identities: TypeAlias = npt.NDArray[np.uint64]
 _WORDS = ROW_DTYPE.itemsize // 8
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkRows:
+class ChunkRows(msgspec.Struct, frozen=True):
     """Chunk refs at `positions` u16[n] (increasing) of a tile: `rows` of `ROW_DTYPE`, [n], none deleted or unchanged.
 
     Offsets of inline rows are into `inline`; numbers are those of one `Dictionaries`.
@@ -153,7 +152,7 @@ def identities(content: ChunkRows) -> Identities:
     return rows.view(np.uint64).reshape(len(rows), _WORDS)
 
 
-class Aligned(NamedTuple):
+class Aligned(msgspec.Struct, frozen=True):
     """Several contents side by side: `positions` of any of them, and what each holds there.
 
     `numbers[k]` i64[n] is the row of content k, or -1; `same(j, k)` tells where two of them agree.

@@ -14,8 +14,9 @@ Sections let a reader decode only what it needs (names without documents) and ke
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
+
+import msgspec
 
 from vstore.errors import CorruptionError, InternalError, UnsupportedFormatError
 from vstore.ids import BytesLike
@@ -50,8 +51,7 @@ _WORTH_COMPRESSING_BYTES = 64
 _MAX_ZSTD_RATIO = 32_768  # a zstd block of at least 4 bytes holds at most 128 KiB
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
+class Section(msgspec.Struct, frozen=True):
     """Raw bytes to put into an envelope; `level` 0 stores them as they are, else zstd at that level."""
 
     data: BytesLike

@@ -15,7 +15,6 @@ records mean.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import msgspec
@@ -46,8 +45,7 @@ Raw: TypeAlias = bytes
 """A msgpack value as it was found."""
 
 
-@dataclass(frozen=True, slots=True)
-class LogRecord:
+class LogRecord(msgspec.Struct, frozen=True):
     """The whole state of the catalog after operation `sequence`.
 
     `nonce` is new for every attempt to write a record. `entries` are the state's newest keys and values, oldest first,
@@ -64,7 +62,7 @@ class LogRecord:
     root: Child | None = None
     spilled: int = 0
     txids: bytes = b""
-    extra: dict[str, Raw] = field(default_factory=dict)
+    extra: dict[str, Raw] = msgspec.field(default_factory=dict)
 
 
 class Tombstone(NamedTuple):

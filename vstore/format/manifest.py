@@ -21,7 +21,6 @@ Above: `changes.layering` merges them, `blobs` reads what they point to.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Annotated, Any, TypeAlias
 
@@ -75,8 +74,7 @@ class ChunkKind(IntEnum):
     DELETED = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(msgspec.Struct, frozen=True):
     """Chunk refs as columns of equal length n, sorted by `positions` without repeats.
 
     `positions` u16[n], `kinds` u8[n], `sources` u32[n], `offsets` and `lengths` u64[n], `checks` u32[n],

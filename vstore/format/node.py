@@ -18,7 +18,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Annotated, Any, NamedTuple, TypeAlias
 
@@ -105,12 +104,11 @@ class TilePointer(NamedTuple):
     totals: Totals
 
 
-@dataclass(frozen=True, slots=True)
-class Tiles:
+class Tiles(msgspec.Struct, frozen=True):
     """An array's manifests: `few` of them listed here by tile key, or the `root` of their page tree."""
 
     extents: tuple[int, ...]
-    few: Mapping[bytes, TilePointer] = field(default_factory=dict)
+    few: Mapping[bytes, TilePointer] = msgspec.field(default_factory=dict)
     root: Child | None = None
 
     @property
@@ -120,8 +118,7 @@ class Tiles:
         return sum((pointer.totals for pointer in self.few.values()), Totals())
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(msgspec.Struct, frozen=True):
     """A group (`tiles` is None) or an array, with its metadata documents by name."""
 
     node_id: NodeId

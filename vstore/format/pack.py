@@ -13,7 +13,6 @@ Reading a blob needs none of this; gc, compact, fsck and clone do. All numbers a
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -52,8 +51,7 @@ class _Columns(msgspec.Struct):
 _COLUMNS = message_shape(_Columns)
 
 
-@dataclass(frozen=True, slots=True)
-class Footer:
+class Footer(msgspec.Struct, frozen=True):
     """The blobs of a pack in the order of their offsets.
 
     `kinds` u8[n], `digests` u8[n, 32], `offsets` and `lengths` u64[n]; lengths without checksum tables.
@@ -68,8 +66,7 @@ class Footer:
         return len(self.offsets)
 
 
-@dataclass(frozen=True, slots=True)
-class Trailer:
+class Trailer(msgspec.Struct, frozen=True):
     """Where a pack's footer is."""
 
     pack: PackId

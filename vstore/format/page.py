@@ -10,9 +10,9 @@ the key is that page's first key (at most a lower bound for the tree's very firs
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from vstore.errors import FormatError
@@ -72,8 +72,7 @@ class Entry(NamedTuple):
     value: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class PageNames:
+class PageNames(msgspec.Struct, frozen=True):
     """The first section of a page: enough to search and to list."""
 
     level: int
@@ -81,8 +80,7 @@ class PageNames:
     tags: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(msgspec.Struct, frozen=True):
     """A whole page; `values[i]` belongs to `keys[i]`."""
 
     level: int

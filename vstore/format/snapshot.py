@@ -14,7 +14,6 @@ Fields that this version does not know are ignored.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
@@ -41,8 +40,7 @@ class _Fields(msgspec.Struct):
 _FIELDS = message_shape(_Fields)
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(msgspec.Struct, frozen=True):
     """The hierarchy at one commit; `metadata` is the user's, as JSON bytes of an object."""
 
     parents: tuple[SnapshotId, ...]

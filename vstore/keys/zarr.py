@@ -6,8 +6,9 @@ array's chunk key encoding: `default` ("c/0/1", or "c.0.1") and `v2` ("0.1", or 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+
+import msgspec
 
 from vstore.errors import InvalidInputError
 
@@ -28,8 +29,7 @@ class NotAChunk(Enum):
     WRONG_DIMENSIONS = "wrong number of dimensions"
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkKeyEncoding:
+class ChunkKeyEncoding(msgspec.Struct, frozen=True):
     """How an array spells its chunk indices: `leading` is "c" or "", `separator` "/" or "."."""
 
     leading: str

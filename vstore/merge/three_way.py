@@ -12,8 +12,9 @@ of what was changed), asks the solver, and builds anew with what was decided. Ch
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any, NamedTuple
+
+from msgspec.structs import replace
 
 from vstore.blobs.writer import BlobWriter
 from vstore.changes.documents import parse_documents

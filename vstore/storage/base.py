@@ -9,13 +9,14 @@ raises `ForkedProcessError` in a forked child. Every implementation passes `vsto
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
+
+import msgspec
 
 from vstore.ids import BytesLike, PackId
 
 
-class ObjectInfo(NamedTuple):
+class ObjectInfo(msgspec.Struct, frozen=True):
     """An object in a listing; `modified_us` is by the storage's own clock, in microseconds since 1970 UTC."""
 
     name: str
@@ -23,8 +24,7 @@ class ObjectInfo(NamedTuple):
     modified_us: int
 
 
-@dataclass(frozen=True, slots=True)
-class PackPolicy:
+class PackPolicy(msgspec.Struct, frozen=True):
     """How packs are best written to a storage.
 
     A pack is sealed when it reaches `target_bytes`. Blobs are held in memory until `buffer_bytes` of them wait,

@@ -28,7 +28,7 @@ LOCAL_TYPES = frozenset(_LOCAL_DISKS | _LOCAL_OTHERS)
 
 _MOUNTINFO = "/proc/self/mountinfo"
 _OCTAL = re.compile(r"\\([0-7]{3})")
-_MOUNT_LINE = re.compile(r".+? on (/.*) \(([^,)]+)[^)]*\)")
+_MOUNT_LINE = r".+? on (/.*) \(([^,)]+)[^)]*\)"
 
 
 def is_local_filesystem(path: str | os.PathLike[str]) -> bool:
@@ -68,7 +68,7 @@ def parse_mountinfo(text: str) -> list[tuple[str, str]]:
 
 def parse_mount_output(text: str) -> list[tuple[str, str]]:
     """Return mount points and types from what macOS's mount(8) prints."""
-    matches = (_MOUNT_LINE.fullmatch(line) for line in text.splitlines())
+    matches = (re.fullmatch(_MOUNT_LINE, line) for line in text.splitlines())
     return [(match[1], match[2]) for match in matches if match]
 
 

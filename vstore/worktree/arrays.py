@@ -7,8 +7,8 @@ deleting and recreating the array (`cleared`), or by shrinking it (`limit`).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -32,14 +32,14 @@ from vstore.tree import iter_entries
 from vstore.worktree.contents import ChunkSource, OwnBlob, StoredChunk
 
 
-class PendingChunk(NamedTuple):
+class PendingChunk(msgspec.Struct, frozen=True):
     """What the edits say of a chunk: where it is (None: deleted), or that what the base holds there shows."""
 
     source: ChunkSource | None
     shows_base: bool
 
 
-class VisibleTile(NamedTuple):
+class VisibleTile(msgspec.Struct, frozen=True):
     """The refs of one tile as they read now: positions u16[n], increasing, and their lengths u64[n]."""
 
     tile: tuple[int, ...]

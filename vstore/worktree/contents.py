@@ -7,7 +7,9 @@ Bytes are at hand, in a sealed pack (`BlobRef`), in this session's writer (`OwnB
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
+
+import msgspec
 
 from vstore.blobs.reader import BlobReader, ByteSpan
 from vstore.blobs.virtual import VirtualRange, VirtualReader
@@ -15,7 +17,7 @@ from vstore.format.refs import BlobRef
 from vstore.ids import BytesLike, Digest
 
 
-class OwnBlob(NamedTuple):
+class OwnBlob(msgspec.Struct, frozen=True):
     """A blob of this session: its slot in the session's writer."""
 
     slot: int
@@ -34,7 +36,7 @@ Content: TypeAlias = bytes | BlobRef | OwnBlob
 """The bytes of a document or plain value."""
 
 
-class StoredChunk(NamedTuple):
+class StoredChunk(msgspec.Struct, frozen=True):
     """A chunk in a pack; `mark_verified` remembers that its digest was checked, `is_verified` that it was before."""
 
     ref: BlobRef

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from vstore.worktree.arrays import ArrayState
 from vstore.worktree.nodes import NodeState

@@ -6,9 +6,9 @@ entry is the same keeps its page. The writer must have placed all chunk blobs in
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -154,7 +154,7 @@ class _Encoder:
         if base.root is None:
             few = {key: pointer for key, pointer in {**base.few, **changed}.items() if pointer is not None}
             if len(few) <= MAX_TILES_IN_NODE:
-                return replace(base, few=few)
+                return msgspec.structs.replace(base, few=few)
             changed = dict(few)
         changes = [
             Change(key, None if pointer is None else encode_pointer(key, pointer))

@@ -7,8 +7,9 @@ chunks, and others can tell a move from a deletion. Plain values below a group g
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from vstore.errors import InvalidInputError, NodeExistsError, NodeNotFoundError
 from vstore.format.node import node_key

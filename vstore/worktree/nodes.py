@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from vstore.blobs.cache import CACHE
 from vstore.blobs.reader import BlobReader
@@ -36,8 +37,7 @@ _SPEC_BYTES = 1000
 """About what a parsed node takes beside its documents."""
 
 
-@dataclass(frozen=True, slots=True)
-class NodeState:
+class NodeState(msgspec.Struct, frozen=True):
     """A node as it reads now: its documents' contents by name, what they say, and an array's chunk refs."""
 
     path: str

@@ -7,11 +7,12 @@ for a moment; edits hold the one lock while they change the tables, never while 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
+
+import msgspec
 
 from vstore.blobs.reader import BlobReader
 from vstore.blobs.virtual import VirtualReader
-from vstore.blobs.writer import BlobWriter
 from vstore.changes.dictionaries import Dictionaries
 from vstore.changes.pending import PendingKind, PendingRef
 from vstore.errors import InternalError, InvalidInputError, SessionStateError
@@ -33,10 +34,12 @@ from vstore.worktree.contents import (
     source_length,
 )
 from vstore.worktree.nodes import NodeState, NodeTable
-from vstore.worktree.reshape import put_documents
+
+if TYPE_CHECKING:
+    from vstore.blobs.writer import BlobWriter
 
 
-class Chunk(NamedTuple):
+class Chunk(msgspec.Struct, frozen=True):
     """A key that names a chunk of the array at `path`."""
 
     path: str
@@ -44,14 +47,14 @@ class Chunk(NamedTuple):
     at: tuple[int, ...]
 
 
-class Document(NamedTuple):
+class Document(msgspec.Struct, frozen=True):
     """A key that names a document of the node at `path`, if there is one."""
 
     path: str
     name: str
 
 
-class Value(NamedTuple):
+class Value(msgspec.Struct, frozen=True):
     """A key that belongs to no node; `why` says why it names no chunk of the array above it, if that matters."""
 
     key: str
@@ -62,7 +65,10 @@ Route: TypeAlias = Chunk | Document | Value
 
 
 class Worktree:
-    """A snapshot and what a session changed. `writer` is None where nothing may be written."""
+    """A snapshot and what a session changed. `writer` is None where nothing may be written.
+
+    `own` reads the session's own blobs where there is no writer.
+    """
 
     def __init__(
         self,
@@ -71,11 +77,13 @@ class Worktree:
         *,
         virtual: VirtualReader,
         own: OwnBlobs | None = None,
+        writer: BlobWriter | None = None,
         inline_bytes: int = 512,
     ) -> None:
         self.blobs = blobs
-        self.own = own
-        self.contents = ContentReader(blobs, own, virtual)
+        self.own = own if writer is None else writer
+        self._writer = writer
+        self.contents = ContentReader(blobs, self.own, virtual)
         self.lock = ForkSafeLock()
         self.nodes = NodeTable(blobs, self.contents, root, self.lock)
         self.dictionaries = Dictionaries()
@@ -86,9 +94,9 @@ class Worktree:
 
     @property
     def writer(self) -> BlobWriter:
-        if not isinstance(self.own, BlobWriter):
+        if self._writer is None:
             raise InternalError("a worktree without a writer was written to")
-        return self.own
+        return self._writer
 
     def begin_edit(self) -> None:
         """Count an edit, or raise if there may be none. The caller holds the lock."""
@@ -167,7 +175,7 @@ class Worktree:
                 self.begin_edit()
                 base = self.nodes.base_node(route.path)
                 known = None if base is None else base.documents.get(route.name)
-                put_documents(self, route.path, {route.name: self._to_content(data, known)})
+                self._put_document(route, self._to_content(data, known))
         elif route.why is not None:
             raise InvalidInputError(f"{key!r} can't be stored: {route.why}.")
         else:
@@ -175,6 +183,12 @@ class Worktree:
             with self.lock:
                 self.begin_edit()
                 self.put_value(key, content)
+
+    def _put_document(self, document: Document, content: Content | None) -> None:
+        # A process that only reads needs no reshaping.
+        from vstore.worktree.reshape import put_documents
+
+        put_documents(self, document.path, {document.name: content})
 
     def _set_chunk(self, chunk: Chunk, key: str, data: BytesLike) -> None:
         if len(data) == 0:
@@ -298,7 +312,7 @@ class Worktree:
                     if node is None or route.name not in node.documents:
                         self.put_value(key, None)
                     else:
-                        put_documents(self, route.path, {route.name: None})
+                        self._put_document(route, None)
             elif self.nodes.value(key) is not None:
                 self.begin_edit()
                 self.put_value(key, None)

@@ -6,10 +6,10 @@ import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from obstore.store import MemoryStore
 
 from vstore.blobs.spill import PackSpill

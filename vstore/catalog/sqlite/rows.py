@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import google_crc32c  # zarr has loaded it; the package crc32c, which takes any buffer, loads argparse
 import msgspec
-from crc32c import crc32c
 
 from vstore.catalog.base import Identity
 from vstore.catalog.sqlite.connection import Connection, damage
@@ -38,6 +38,7 @@ STATE_TABLE = "state"
 SNAPSHOTS_TABLE = "snapshots"
 
 _MAX_BODY_BYTES = 64 * 1024 * 1024
+_crc32c: Callable[[bytes], int] = google_crc32c.value
 _STATE_KEY = struct.Struct(">BI")
 _LOG_KEY = struct.Struct(">QB")
 
@@ -55,8 +56,7 @@ class Tally(NamedTuple):
         return Tally(self.rows - 1, (self.total - crc) % 2**64)
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(msgspec.Struct, frozen=True):
     """The catalog's newest sequence number, its epoch and identity, and the tallies by space (`INDEX`: the log's)."""
 
     sequence: int
@@ -68,7 +68,7 @@ class Head:
         return self.tallies.get(space, Tally())
 
     def with_tally(self, space: int, tally: Tally) -> Head:
-        return replace(self, tallies={**self.tallies, space: tally})
+        return msgspec.structs.replace(self, tallies={**self.tallies, space: tally})
 
     def tallies_of(self, table: str) -> dict[int, Tally]:
         """Return the tallies of the spaces in a table, without those of empty ones."""
@@ -107,7 +107,7 @@ class LogRow(NamedTuple):
 
 
 def state_crc(space: int, key: bytes, value: bytes) -> int:
-    return crc32c(b"".join((_STATE_KEY.pack(space, len(key)), key, value)))
+    return _crc32c(b"".join((_STATE_KEY.pack(space, len(key)), key, value)))
 
 
 def check_state_row(path: str, space: int, key: Any, value: Any, crc: Any) -> bytes:
@@ -161,7 +161,7 @@ def write_state(connection: Connection, space: int, key: bytes, value: bytes) ->
 
 def index_crc(snapshot: bytes) -> int:
     """Return what a snapshot id adds to the tally of the log's index."""
-    return crc32c(snapshot)
+    return _crc32c(snapshot)
 
 
 # --- log -------------------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ def index_crc(snapshot: bytes) -> int:
 
 def log_crc(row: LogRow) -> int:
     head = _LOG_KEY.pack(row.sequence, len(row.snapshot or b""))
-    return crc32c(b"".join((head, row.transaction, row.snapshot or b"", row.body)))
+    return _crc32c(b"".join((head, row.transaction, row.snapshot or b"", row.body)))
 
 
 def check_log_row(path: str, sequence: Any, transaction: Any, snapshot: Any, body: Any, crc: Any) -> LogRow:
