@@ -12,7 +12,7 @@ DEEP_TIMEOUT_S = 3600
 # No deadlines: tests do real I/O, on machines that do other things too.
 settings.register_profile("dev", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile(
-    "ci", settings.get_profile("dev"), max_examples=100, derandomize=True, print_blob=True
+    "ci", settings.get_profile("dev"), max_examples=50, derandomize=True, print_blob=True
 )
 settings.register_profile("deep", settings.get_profile("dev"), max_examples=2000, stateful_step_count=100)
 
@@ -24,6 +24,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Many tests start Python anew. One that may not write bytecode compiles the whole package each time.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     settings.load_profile(os.environ.get("VSTORE_HYPOTHESIS") or default_profile(config))
 
 

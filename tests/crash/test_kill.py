@@ -13,18 +13,16 @@ from pathlib import Path
 import pytest
 
 import vstore
-from tests.repositories import LOCAL_KINDS, Place, array_document
+from tests.crash.versions import version, write_version
+from tests.repositories import LOCAL_KINDS, Place
 from vstore.ops.fsck import check
-from vstore.session import Session
 
 ROOT = Path(__file__).parents[2]
-COMMITS = 60
-CHUNK = 70_000
 
 WRITER = """
 import os, sys
 import vstore
-from tests.crash.test_kill import COMMITS, write_version
+from tests.crash.versions import COMMITS, write_version
 
 folder, first = sys.argv[1], int(sys.argv[2])
 repository = vstore.Repository.open(folder)
@@ -34,24 +32,6 @@ for number in range(first, first + COMMITS):
     write_version(session, number)
     print(number, session.commit(str(number)), flush=True)
 """
-
-
-def write_version(session: Session, number: int) -> None:
-    """Write what version `number` holds: inline and stored chunks, a document, a value, and a deleted key."""
-    tree = session.tree_for_writing()
-    for key, value in version(number).items():
-        tree.set(key, value)
-    tree.delete(f"value {number - 2}")
-
-
-def version(number: int) -> dict[str, bytes]:
-    digit = bytes([number % 251])
-    return {
-        "a/zarr.json": array_document((100 * CHUNK,), (CHUNK,), attributes={"version": number}),
-        f"a/c/{number % 7}": digit * CHUNK,
-        f"a/c/{10 + number % 5}": digit * 300,
-        f"value {number}": digit * 5000,
-    }
 
 
 def kill_after(writer: subprocess.Popen[bytes], delay_s: float) -> list[tuple[int, str]]:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
+
+from obstore.store import MemoryStore
 
 import vstore
 from tests.crash.faulty import open_faulty
 from tests.repositories import GROUP, Place, array_document, commit, contents, quick_folder, write
+from vstore.blobs.cache import CACHE
 from vstore.ops.fsck import check
 from vstore.session import Session
 from vstore.storage.base import PackPolicy
@@ -91,9 +98,8 @@ class Trial:
         self.scenario = scenario
         self.fault = fault
         self._folder = quick_folder()
-        self.place = Place.new(kind, self._folder.__enter__())
-        with self.place.create() as repository:
-            self.before = commit(repository, BASE)
+        self.place, self.before = copy_of_base(kind, self._folder.__enter__())
+        CACHE.clear()
         self.plan = make_plan()
         self.repository = open_faulty(self.place, self.plan, scenario.storage)
         self.session = self.repository.writable_session("main")
@@ -153,6 +159,30 @@ class Trial:
         assert acknowledged != self.before, "it did not commit"
         self.verify(acknowledged)
         assert contents(self.session) == self.scenario.after
+
+
+_kept = ExitStack()
+"""Folders of originals, until the process ends."""
+
+
+@cache
+def _original(kind: str) -> tuple[Place, str]:
+    place = Place.new(kind, _kept.enter_context(quick_folder()))
+    with place.create() as repository:
+        return place, commit(repository, BASE)
+
+
+def copy_of_base(kind: str, folder: Path) -> tuple[Place, str]:
+    """Return a repository of its own that holds `BASE`, and its head: copied, as making one takes most of a trial."""
+    original, head = _original(kind)
+    place = Place.new(kind, folder)
+    if isinstance(place.location, MemoryStore):
+        for batch in original.location.list():
+            for item in batch:
+                place.location.put(item["path"], bytes(original.location.get(item["path"]).bytes()))
+    else:
+        shutil.copytree(original.location, place.location)
+    return place, head
 
 
 def count_requests(kind: str, scenario: Scenario) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ from xarray.tests.conftest import time_unit, use_dask
 from xarray.tests.test_backends import default_zarr_format, tmp_store
 
 import vstore
+from tests.repositories import quick_folder
 from vstore.store import SessionStore
 
 __all__ = ["default_zarr_format", "time_unit", "tmp_store", "use_dask"]
@@ -30,7 +30,7 @@ def _session_store(location: Any) -> Iterator[SessionStore]:
 class _OnLocalDirectory:
     @contextlib.contextmanager
     def create_zarr_target(self) -> Iterator[SessionStore]:
-        with tempfile.TemporaryDirectory() as folder, _session_store(f"{folder}/repository") as store:
+        with quick_folder() as folder, _session_store(folder / "repository") as store:
             yield store
 
 

@@ -13,6 +13,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from zarr.testing.stateful import ZarrHierarchyStateMachine, ZarrStoreStateMachine
 
 import vstore
+from tests.repositories import quick_folder
 from vstore.store import SessionStore
 
 pytestmark = pytest.mark.filterwarnings(
@@ -34,17 +35,20 @@ def _memory(folder: Path) -> Any:
 
 
 @pytest.fixture(params=[_local, _memory], ids=["local", "memory"])
-def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], SessionStore]]:
+def make_store(request: pytest.FixtureRequest) -> Iterator[Callable[[], SessionStore]]:
     repositories = []
+    shared = quick_folder()
+    folder = shared.__enter__()
 
     def make() -> SessionStore:
-        repository = vstore.Repository.create(request.param(tmp_path))
+        repository = vstore.Repository.create(request.param(folder))
         repositories.append(repository)
         return repository.writable_session("main").store
 
     yield make
     for repository in repositories:
         repository.close()
+    shared.__exit__(None, None, None)
 
 
 @pytest.mark.parametrize("machine", [ZarrHierarchyStateMachine, ZarrStoreStateMachine])

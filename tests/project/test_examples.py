@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -49,6 +54,34 @@ def test_example_is_explained(script: Path) -> None:
 PIPELINE = EXAMPLES / "pipeline.py"
 
 
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
+    """Runs the script with these arguments in this process, which has imported what it needs."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_here(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", [str(PIPELINE), *arguments])
+        stdout, stderr = io.StringIO(), io.StringIO()
+        code: object = 0
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            try:
+                runpy.run_path(str(PIPELINE), run_name="__main__")
+            except SystemExit as ended:
+                code = ended.code or 0
+        if isinstance(code, str):
+            # As Python itself does with it.
+            print(code, file=stderr)
+        return Done(code if isinstance(code, int) else 1, stdout.getvalue(), stderr.getvalue())
+
+    return run_here
+
+
 def packed_series() -> xr.Dataset:
     """Integers packed by scale and offset, with gaps, along an unlimited time."""
     values = np.arange(20.0).reshape(5, 4) / 10
@@ -69,14 +102,16 @@ DATA = {
 
 
 @pytest.mark.parametrize("name", DATA)
-def test_pipeline_takes_any_file_and_a_second_run_adds_nothing(name: str, tmp_path: Path) -> None:
+def test_pipeline_takes_any_file_and_a_second_run_adds_nothing(
+    name: str, tmp_path: Path, pipeline: Callable[..., Done]
+) -> None:
     DATA[name].to_netcdf(tmp_path / "data.nc")
-    first = run(PIPELINE, tmp_path, "data.nc", "--repository", "repository")
+    first = pipeline("data.nc", "--repository", "repository")
     assert (first.returncode, first.stderr) == (0, "")
     assert "one more entry along" in first.stdout
     assert "main and v1 read the old values, experiment the new ones" in first.stdout
     packs = pack_sizes(tmp_path)
-    second = run(PIPELINE, tmp_path, "data.nc", "--repository", "repository")
+    second = pipeline("data.nc", "--repository", "repository")
     assert (second.returncode, second.stderr) == (0, "")
     assert pack_sizes(tmp_path) == packs
 
@@ -86,18 +121,20 @@ def pack_sizes(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_size for path in packs if path.is_file()}
 
 
-def test_pipeline_says_when_there_is_nothing_to_append_along(tmp_path: Path) -> None:
+def test_pipeline_says_when_there_is_nothing_to_append_along(
+    tmp_path: Path, pipeline: Callable[..., Done]
+) -> None:
     xr.Dataset({"a": ((), 3.0)}).to_netcdf(tmp_path / "scalar.nc")
-    done = run(PIPELINE, tmp_path, "scalar.nc")
+    done = pipeline("scalar.nc")
     assert (done.returncode, done.stderr) == (0, "")
     assert "nothing to append along" in done.stdout
 
 
-def test_pipeline_fails_clearly(tmp_path: Path) -> None:
+def test_pipeline_fails_clearly(tmp_path: Path, pipeline: Callable[..., Done]) -> None:
     (tmp_path / "text.txt").write_text("no data")
     DATA["packed"].to_netcdf(tmp_path / "one.nc")
     DATA["no time"].to_netcdf(tmp_path / "two.nc")
-    assert run(PIPELINE, tmp_path, "one.nc", "--repository", "taken").returncode == 0
+    assert pipeline("one.nc", "--repository", "taken").returncode == 0
     (tmp_path / "file").write_text("")
     failures = {
         ("absent.nc",): "there is no file absent.nc",
@@ -106,21 +143,21 @@ def test_pipeline_fails_clearly(tmp_path: Path) -> None:
         ("one.nc", "--repository", "file"): "a repository needs a directory",
     }
     for arguments, message in failures.items():
-        done = run(PIPELINE, tmp_path, *arguments)
+        done = pipeline(*arguments)
         assert done.returncode != 0
         assert message in done.stderr
         assert "Traceback" not in done.stderr
 
 
-def test_pipeline_fails_when_a_byte_is_damaged(tmp_path: Path) -> None:
+def test_pipeline_fails_when_a_byte_is_damaged(tmp_path: Path, pipeline: Callable[..., Done]) -> None:
     values = np.random.default_rng(0).random((50, 50))
     xr.Dataset({"a": (("y", "x"), values)}).to_netcdf(tmp_path / "data.nc")
-    assert run(PIPELINE, tmp_path, "data.nc", "--repository", "repository").returncode == 0
+    assert pipeline("data.nc", "--repository", "repository").returncode == 0
     largest = max((tmp_path / "repository/packs").rglob("*"), key=lambda path: path.stat().st_size)
     data = bytearray(largest.read_bytes())
     data[1000] ^= 1
     largest.chmod(0o644)
     largest.write_bytes(data)
-    done = run(PIPELINE, tmp_path, "data.nc", "--repository", "repository")
+    done = pipeline("data.nc", "--repository", "repository")
     assert done.returncode != 0
     assert "damaged" in done.stderr

@@ -6,8 +6,6 @@ Keys are chosen so that documents, chunks of all encodings, and plain values mee
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from typing import Any
 
 import hypothesis.strategies as st
@@ -23,6 +21,7 @@ from hypothesis.stateful import (
 )
 
 import vstore
+from tests.repositories import quick_folder
 from vstore.ops.fsck import check
 from vstore.worktree.listing import iter_keys, list_folder, size_below
 
@@ -98,8 +97,8 @@ class Versions(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        self.folder = tempfile.mkdtemp()
-        self.location: Any = f"{self.folder}/repository"
+        self.folder = quick_folder()
+        self.location: Any = self.folder.__enter__() / "repository"
         self.repository = vstore.Repository.create(self.location, catalog=self.catalog)
         self.session = self.repository.writable_session("main")
         self.model: dict[str, bytes] = {}
@@ -109,7 +108,7 @@ class Versions(RuleBasedStateMachine):
         if hasattr(self, "repository"):
             assert check(self.repository, data=True).damages == []
             self.repository.close()
-            shutil.rmtree(self.folder)
+            self.folder.__exit__(None, None, None)
 
     def set(self, key: str, value: bytes) -> None:
         try:

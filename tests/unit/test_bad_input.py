@@ -372,7 +372,7 @@ def flip_everywhere(damaged: Damaged, step: int, bits: Callable[[int], int]) -> 
 
 
 def test_no_flipped_byte_is_read_as_data(damaged: Damaged) -> None:
-    flip_everywhere(damaged, 17, lambda position: 1 << position % 8)
+    flip_everywhere(damaged, 37, lambda position: 1 << position % 8)
 
 
 @pytest.mark.deep

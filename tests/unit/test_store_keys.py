@@ -103,8 +103,12 @@ class Twin:
             sync(store.set(key, to_buffer(data)))
 
     def set_all(self, values: dict[str, bytes]) -> None:
-        for key, data in values.items():
-            self.set(key, data)
+        sync(self._set_all(values))
+
+    async def _set_all(self, values: dict[str, bytes]) -> None:
+        for store in self.stores:
+            for key, data in values.items():
+                await store.set(key, to_buffer(data))
 
     def delete(self, key: str) -> None:
         for store in self.stores:

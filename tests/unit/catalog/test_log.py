@@ -847,7 +847,7 @@ def _little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("crashes", [0, 1])
 @pytest.mark.parametrize("batch", range(4))
 def test_racing_writers_with_faults(batch, crashes):
-    for seed in range(batch * 60, batch * 60 + 60):
+    for seed in range(batch * 25, batch * 25 + 25):
         run_writers(seed, crashes)
 
 

@@ -414,12 +414,12 @@ def flipped(data: bytes, position: int, mask: int) -> bytes:
 def test_flipped_bytes_are_noticed_or_do_not_matter(specimen, tmp_path):
     data, seen = specimen
     noticed = 0
-    for position in range(3, len(data), 97):
+    for position in range(3, len(data), 199):
         mask = 1 << position % 8
         noticed += assert_unchanged_or_noticed(
             tmp_path, flipped(data, position, mask), seen, (position, mask)
         )
-    assert noticed > 50
+    assert noticed > 25
 
 
 @pytest.mark.deep
@@ -445,7 +445,7 @@ def test_flips_around_the_keys_of_the_index_are_noticed(specimen, tmp_path):
     position = data.find(snapshot)
     while position >= 0:
         for offset in (*range(-6, 0), *range(32, 37)):
-            for mask in (1, 2, 4, 8):
+            for mask in (1, 8):
                 damaged = flipped(data, position + offset, mask)
                 assert_unchanged_or_noticed(tmp_path, damaged, seen, (position, offset, mask))
         position = data.find(snapshot, position + 1)
