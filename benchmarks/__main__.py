@@ -6,14 +6,15 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks import environment
 from benchmarks.harness import choose_systems, free_bytes, run_workload
-from benchmarks.processes import keeping_compiled_code
-from benchmarks.report import show_results
-from benchmarks.scales import FULL, SCALES, Scale
+from benchmarks.processes import ROOT, keeping_compiled_code
+from benchmarks.report import show_budgets, show_results
+from benchmarks.scales import FULL, HUGE_CHUNKS, SCALES, Scale
 from benchmarks.systems import SYSTEMS, variants
 from benchmarks.workloads import NAMES, PLANNED, get_workloads
 from benchmarks.workloads.base import Workload
@@ -22,16 +23,25 @@ FORMAT = 1
 """Of the JSON; raised when readers of old results would misread new ones."""
 
 _NEEDED_BYTES = 8 << 30
+RESULTS = ROOT / "benchmarks" / "results"
+"""Runs worth keeping: a JSON each, named by its date, and its tables."""
+PAGE = ROOT / "docs" / "performance.md"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return 0 if every system did what it should, 1 if one failed."""
     options = _parse(arguments)
+    show = show_budgets if options.budgets else show_results
+    if options.write_page:
+        write_page()
+        return 0
     if options.show:
-        sys.stdout.write(show_results(json.loads(options.show.read_text())))
+        sys.stdout.write(show(json.loads(options.show.read_text())))
         return 0
     scale = SCALES[options.scale]
-    if scale is FULL and free_bytes() < _NEEDED_BYTES:
+    if options.huge:
+        scale = replace(scale, large=(*scale.large, HUGE_CHUNKS))
+    if scale.name == FULL.name and free_bytes() < _NEEDED_BYTES:
         sys.stderr.write(f"the full run needs {_NEEDED_BYTES >> 30} GiB of room for temporary files\n")
         return 1
     results = run_all(
@@ -39,8 +49,19 @@ def main(arguments: list[str] | None = None) -> int:
     )
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")
-    sys.stdout.write(show_results(results))
+    sys.stdout.write(show(results))
     return int(any(has_failed(cases) for cases in results["workloads"].values()))
+
+
+def write_page() -> None:
+    """Put the budgets of the newest saved run onto the page about performance, and its tables beside it."""
+    saved = sorted(RESULTS.glob("*.json"))
+    for path in saved:
+        path.with_suffix(".txt").write_text(show_results(json.loads(path.read_text())))
+    page = PAGE.read_text()
+    start = page.index("\n", page.index("<!-- budgets:")) + 1
+    shown = show_budgets(json.loads(saved[-1].read_text())) if saved else ""
+    PAGE.write_text(page[:start] + shown + page[page.index("<!-- end -->") :])
 
 
 def run_all(
@@ -93,6 +114,17 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=_positive, help="how often each system takes its turn")
     parser.add_argument("--json", type=Path, metavar="PATH", help="save the results")
     parser.add_argument("--show", type=Path, metavar="PATH", help="only show the tables of saved results")
+    parser.add_argument(
+        "--huge", action="store_true", help=f"also an array of {HUGE_CHUNKS:,} references, in S1"
+    )
+    parser.add_argument(
+        "--budgets", action="store_true", help="show only what was budgeted, as a Markdown table"
+    )
+    parser.add_argument(
+        "--write-page",
+        action="store_true",
+        help="bring docs/performance.md and the tables in benchmarks/results in step with the saved runs",
+    )
     parser.add_argument("--profile", action="store_true", help="show where each stage spends its time")
     return parser.parse_args(arguments)
 

@@ -34,9 +34,11 @@ def run_workload(
     """Run all cases and return {case label: {system: rounds}}."""
     results: dict[str, dict[str, Rounds]] = {}
     for case in workload.cases(scale):
-        by_system: dict[str, Rounds] = {system: [] for system in systems}
+        # Where a case says which systems it is for, others have nothing to tell there.
+        suited = [name for name in systems if name.partition("+")[0] in case.get("systems", SYSTEMS)]
+        by_system: dict[str, Rounds] = {system: [] for system in suited}
         for number in range(workload.rounds(scale, rounds)):
-            for system in rotated(systems, number):
+            for system in rotated(suited, number):
                 report(f"{workload.name} {case['label']}, round {number + 1}: {system}")
                 outcome = run_once(workload, case, system, profile=profile)
                 by_system[system].append({"stages": outcome.stages, "error": outcome.error})
@@ -44,7 +46,8 @@ def run_workload(
                     report(f"{workload.name} {case['label']}: {system} FAILED: {outcome.error}\n")
                 for stage, text in outcome.profiles.items():
                     report(f"profile of {system}, stage {stage!r}\n{text}\n")
-        results[case["label"]] = by_system
+        if by_system:
+            results[case["label"]] = by_system
     return results
 
 

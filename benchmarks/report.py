@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from benchmarks.budgets import Bound, Outcome, judge
 from benchmarks.harness import Rounds
 from benchmarks.systems import BASELINE, LIMIT, system_class
 from benchmarks.workloads import get_workload
@@ -63,6 +64,8 @@ def show_results(results: dict[str, Any]) -> str:
     for name, cases in results["workloads"].items():
         for table in get_workload(name).tables:
             parts.extend(filter(None, (_table(table, label, case) for label, case in cases.items())))
+        for also in get_workload(name).names:
+            parts.extend(filter(None, [_judgement(also, results)]))
     if results["notes"]:
         parts.append("\n".join(results["notes"]))
     return "\n\n".join(parts) + "\n"
@@ -90,6 +93,46 @@ def _table(table: Table, label: str, results: dict[str, Rounds]) -> str:
     if not failures and not any(any(row[1:]) for row in rows[1:]):
         return ""
     return "\n".join([f"{table.title}: {label}", align(_without_empty(rows)), *failures])
+
+
+def _judgement(workload: str, results: dict[str, Any]) -> str:
+    outcomes = judge(results, workload)
+    if not outcomes:
+        return ""
+    rows = [["budget", "bound", "measured", ""], *map(_budget_row, outcomes)]
+    return f"{workload} budgets of vstore\n{align(rows)}"
+
+
+def show_budgets(results: dict[str, Any]) -> str:
+    """Return a Markdown table of all budgets that a run says something of."""
+    environment = results["environment"]
+    versions = ", ".join(f"{name} {environment['versions'][name]}" for name in ("icechunk", "zarr"))
+    rows = [["workload", "budget", "bound", "measured", ""], ["---", "---", "---", "---:", "---"]]
+    rows += [[outcome.budget.workload, *_budget_row(outcome)] for outcome in judge(results)]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    heading = (
+        f"{environment['date'][:10]}, {results['scale']} run of {results['rounds']} round(s), vstore at "
+        f"{environment['commit']}, {versions}, Python {environment['python']}, {environment['cpus']} CPUs:"
+    )
+    return "\n".join([heading, "", *lines]) + "\n"
+
+
+def _budget_row(outcome: Outcome) -> list[str]:
+    budget = outcome.budget
+    limit = _with_unit(budget.limit, budget.unit if "x" not in budget.bound.value else Unit.NUMBER)
+    if budget.bound is Bound.AT_MOST_TIMES:
+        limit = _short(budget.limit)
+    measured = _with_unit(outcome.measured, budget.shown_in)
+    if budget.other and budget.bound is not Bound.AT_MOST_OVER:
+        measured += "x"
+    bound = budget.bound.value.format(limit=limit, other=budget.other)
+    return [budget.what, bound, measured, "met" if outcome.is_met else "**missed**"]
+
+
+def _with_unit(value: float, unit: Unit) -> str:
+    if unit is Unit.BYTES:
+        return _bytes(value)
+    return f"{_short(value * _FACTORS[unit])} {unit.value}".rstrip()
 
 
 def _row_name(system: str) -> str:

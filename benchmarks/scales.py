@@ -20,7 +20,15 @@ class Scale:
     spread_chunks: int
     commits_each: int
     history_commits: int
+    long_history_commits: int
     arrays: tuple[int, ...]
+    nested_groups: tuple[int, ...]
+    """Innermost groups, with an array in each."""
+    large: tuple[int, ...]
+    """Chunks of the arrays of S1."""
+    commits_to_large: int
+    listed_chunks: int
+    """Larger arrays are not listed."""
     virtual_refs: int
     writers: int
     commits_per_writer: int
@@ -41,9 +49,15 @@ FULL = Scale(
     bulk=((MIB, 512), (64 * KIB, 4_096), (4 * KIB, 20_000)),
     existing_chunks=(1_000, 100_000, 1_000_000),
     spread_chunks=100,
-    commits_each=20,
+    # For a 99th percentile; slow systems stop after 5 seconds.
+    commits_each=200,
     history_commits=1_000,
+    long_history_commits=10_000,
     arrays=(1_000, 10_000),
+    nested_groups=(1_000,),
+    large=(1_000_000, 10_000_000),
+    commits_to_large=20,
+    listed_chunks=10_000_000,
     virtual_refs=1_000_000,
     writers=4,
     commits_per_writer=50,
@@ -70,7 +84,12 @@ QUICK = Scale(
     spread_chunks=100,
     commits_each=5,
     history_commits=100,
+    long_history_commits=500,
     arrays=(1_000,),
+    nested_groups=(100,),
+    large=(200_000,),
+    commits_to_large=5,
+    listed_chunks=200_000,
     virtual_refs=100_000,
     writers=4,
     commits_per_writer=10,
@@ -88,7 +107,12 @@ SMOKE = Scale(
     spread_chunks=5,
     commits_each=3,
     history_commits=5,
+    long_history_commits=25,
     arrays=(10,),
+    nested_groups=(10,),
+    large=(100,),
+    commits_to_large=3,
+    listed_chunks=100,
     virtual_refs=100,
     writers=2,
     commits_per_writer=3,
@@ -97,5 +121,8 @@ SMOKE = Scale(
     repeats_of_start=1,
     systems=("vstore", "zarr-memory"),
 )
+
+HUGE_CHUNKS = 100_000_000
+"""What --huge adds to S1: minutes, and gigabytes of references."""
 
 SCALES = {scale.name: scale for scale in (FULL, QUICK, SMOKE)}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,6 +114,14 @@ class RepositorySystem(ZarrSystem, VirtualSystem):
     def count_history(self) -> int:
         # The first snapshot is the repository's own.
         return sum(1 for _ in self.repository.ancestry(branch=BRANCH)) - 1
+
+    def newest_commits(self, count: int) -> list[Any]:
+        """Return what the history says of its newest commits."""
+        return list(islice(self.repository.ancestry(branch=BRANCH), count))
+
+    def open_as_of(self, time: datetime, path: str) -> Reader:
+        """Open an array as it was at a time."""
+        return ZarrReader(self.repository.readonly_session(BRANCH, as_of=time).store, path)
 
     def set_virtual_refs(
         self, path: str, source: Path, offsets: npt.NDArray[np.uint64], lengths: npt.NDArray[np.uint64]

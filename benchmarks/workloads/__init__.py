@@ -16,6 +16,7 @@ _MODULES = {
     "W8": "contention",
     "W9": "rerun",
     "W10": "start",
+    "S1": "scale",
 }
 
 PLANNED = {"W7": "expire and gc after many commits, for which vstore needs a gc (workloads/collect.py)"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from statistics import median
 from typing import TypeVar
 
@@ -12,6 +13,7 @@ from benchmarks.measure import Metrics, disk_usage, measuring
 from benchmarks.processes import Case
 from benchmarks.scales import KIB, Scale
 from benchmarks.systems.base import System, VersionedSystem
+from benchmarks.systems.repositories import RepositorySystem
 from benchmarks.workloads.base import (
     Against,
     Column,
@@ -30,11 +32,18 @@ PATH = "history"
 CHUNK_BYTES = 4 * KIB
 CHUNK_ITEMS = CHUNK_BYTES // ITEM_BYTES
 _SEED = 4
+_MIDDLE = "middle"
+"""The file that says when half of the commits were made."""
+_PAGE = 20
+"""Commits that a page of a history shows."""
 
 
 def cases(scale: Scale) -> Iterator[Case]:
     count = scale.history_commits
     yield {"label": f"{count:,} commits of one chunk of 4 KiB", "commits": count}
+    # Long enough to show what grows; others need minutes for it.
+    count = scale.long_history_commits
+    yield {"label": f"{count:,} commits of one chunk of 4 KiB", "commits": count, "systems": ["vstore"]}
 
 
 def commit(system: System, context: Context) -> Metrics:
@@ -55,6 +64,8 @@ def commit(system: System, context: Context) -> Metrics:
             times.append(time.perf_counter() - start)
             if number == 0:
                 system.mark_oldest()
+            if number == count // 2:
+                (context.folder / _MIDDLE).write_text(datetime.now(UTC).isoformat())
     metrics = common(measured, system, before)
     tenth = max(1, count // 10)
     metrics |= {
@@ -81,6 +92,13 @@ def look(system: System, context: Context) -> Metrics:
     if system.can_list_history:
         found, metrics["ancestry_s"] = _timed(system.count_history)
         expect(found == count + 1, f"the history has {found} commits, not {count + 1}")
+    if isinstance(system, RepositorySystem):
+        page, metrics["page_s"] = _timed(lambda: system.newest_commits(_PAGE))
+        expect(len(page) == min(_PAGE, count + 2), "the first page of the history is short")
+        middle = count // 2
+        moment = datetime.fromisoformat((context.folder / _MIDDLE).read_text())
+        chunk, metrics["as_of_s"] = _timed(lambda: system.open_as_of(moment, PATH).read_chunk(middle))
+        check_equal(chunk, data[middle * CHUNK_ITEMS :][:CHUNK_ITEMS], "the chunk of the moment")
     oldest, metrics["oldest_s"] = _timed(lambda: system.open_oldest(PATH).read_chunk(0))
     check_equal(oldest, data[:CHUNK_ITEMS], "the oldest chunk")
     later = system.open_oldest(PATH).read_chunk(1)
@@ -131,6 +149,8 @@ WORKLOAD = Workload(
                 Column("read head ms", "look", "head_s", Unit.MILLISECONDS),
                 Column("x ice", "look", "head_s", against=Against.BASELINE),
                 Column("full ancestry ms", "look", "ancestry_s", Unit.MILLISECONDS),
+                Column("first page ms", "look", "page_s", Unit.MILLISECONDS),
+                Column("as_of ms", "look", "as_of_s", Unit.MILLISECONDS),
                 Column("oldest tag ms", "look", "oldest_s", Unit.MILLISECONDS),
             ),
         ),

@@ -1,4 +1,4 @@
-"""W5: many arrays in one group are made, listed, opened by xarray, and one attribute is changed."""
+"""W5: many arrays, in one group or in many nested ones, are made, listed, opened, and one attribute is changed."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ _CHANGES = 5
 def cases(scale: Scale) -> Iterator[Case]:
     for count in scale.arrays:
         yield {"label": f"{count:,} arrays in one group", "arrays": count}
+    for count in scale.nested_groups:
+        yield {"label": f"{count:,} arrays in nested groups", "arrays": count, "is_nested": True}
 
 
 def create(system: System, context: Context) -> Metrics:
@@ -41,7 +43,7 @@ def create(system: System, context: Context) -> Metrics:
     import zarr
 
     assert isinstance(system, ZarrSystem)
-    nodes = _nodes(context.case["arrays"])
+    nodes = _nodes(_paths(context.case))
     system.configure()
     system.create()
     before = dict(system.requests())
@@ -55,14 +57,23 @@ def create(system: System, context: Context) -> Metrics:
     return common(measured, system, before) | {"commit_s": commit_s}
 
 
-def _nodes(count: int) -> dict[str, Any]:
-    """Return a group and `count` arrays as xarray would write them."""
+def _paths(case: Case) -> list[str]:
+    """Return the paths of the arrays; nested ones have a group of their own, in groups of ten, in groups of ten."""
+    if case.get("is_nested"):
+        return [f"g{n // 100}/g{n // 10 % 10}/g{n % 10}/a" for n in range(case["arrays"])]
+    return [f"a{n:05d}" for n in range(case["arrays"])]
+
+
+def _nodes(paths: list[str]) -> dict[str, Any]:
+    """Return arrays as xarray would write them, and the groups above them."""
     from zarr.core.group import GroupMetadata
     from zarr.core.metadata import ArrayV3Metadata
 
     nodes: dict[str, Any] = {"": GroupMetadata(attributes={"title": "many"})}
-    for number in range(count):
-        nodes[f"a{number:05d}"] = ArrayV3Metadata(
+    for number, path in enumerate(paths):
+        for end in (at for at, letter in enumerate(path) if letter == "/"):
+            nodes.setdefault(path[:end], GroupMetadata(attributes={"level": path[:end].count("/")}))
+        nodes[path] = ArrayV3Metadata(
             shape=(16,),
             data_type=_float32(),
             chunk_grid={"name": "regular", "configuration": {"chunk_shape": (16,)}},
@@ -84,7 +95,7 @@ def _float32() -> Any:
 def look(system: System, context: Context) -> Metrics:
     """List the group twice, and open it with xarray if it is not too large for that."""
     assert isinstance(system, ZarrSystem)
-    count = context.case["arrays"]
+    paths = _paths(context.case)
     system.configure()
     before = dict(system.requests())
     metrics: Metrics = {}
@@ -92,13 +103,17 @@ def look(system: System, context: Context) -> Metrics:
         found = asyncio.run(_list_dir(system.readable_store()))
     metrics |= common(measured, system, before)
     metrics["list_first_s"] = measured.seconds
-    expect(len(found) == count + 1, f"{len(found)} names are listed, not {count + 1}")
+    expected = {"zarr.json", *(path.partition("/")[0] for path in paths)}
+    expect(sorted(found) == sorted(expected), f"{len(found)} names are listed, not {len(expected)}")
     with measuring(peak=False) as measured:
         asyncio.run(_list_dir(system.readable_store()))
     metrics["list_again_s"] = measured.seconds
-    if count <= _MAX_FOR_XARRAY and find_spec("xarray") is not None:
+    if context.case.get("is_nested"):
+        metrics |= _walk(system, len(paths))
+    elif len(paths) <= _MAX_FOR_XARRAY and find_spec("xarray") is not None:
         import xarray
 
+        count = len(paths)
         _open_small(xarray)
         with measuring(peak=False) as measured:
             dataset = xarray.open_zarr(system.readable_store(), consolidated=False, chunks=None)
@@ -109,18 +124,31 @@ def look(system: System, context: Context) -> Metrics:
     return metrics
 
 
+def _walk(system: ZarrSystem, arrays: int) -> Metrics:
+    """Open all nodes below the root, and list a group two levels down."""
+    import zarr
+
+    with measuring(peak=False) as walked:
+        members = zarr.open_group(system.readable_store(), mode="r").members(max_depth=None)
+    expect(sum(isinstance(node, zarr.Array) for _, node in members) == arrays, "not all arrays are found")
+    with measuring(peak=False) as listed:
+        names = asyncio.run(_list_dir(system.readable_store(), "g0/g0"))
+    expect("zarr.json" in names, "a nested group is not listed")
+    return {"members_s": walked.seconds, "list_nested_s": listed.seconds}
+
+
 def _open_small(xarray: Any) -> None:
     """Have xarray import what it imports late."""
     import zarr
 
     store = zarr.storage.MemoryStore()
-    for _ in zarr.create_hierarchy(store=store, nodes=_nodes(1)):
+    for _ in zarr.create_hierarchy(store=store, nodes=_nodes(["a"])):
         pass
     xarray.open_zarr(store, consolidated=False, chunks=None)
 
 
-async def _list_dir(store: Any) -> list[str]:
-    return [name async for name in store.list_dir("")]
+async def _list_dir(store: Any, folder: str = "") -> list[str]:
+    return [name async for name in store.list_dir(folder)]
 
 
 def attribute(system: System, context: Context) -> Metrics:
@@ -128,7 +156,7 @@ def attribute(system: System, context: Context) -> Metrics:
     import zarr
 
     assert isinstance(system, ZarrSystem)
-    path = f"a{context.case['arrays'] // 2:05d}"
+    path = _paths(context.case)[context.case["arrays"] // 2]
     system.configure()
     before = dict(system.requests())
     times, written = [], []
@@ -168,7 +196,7 @@ WORKLOAD = Workload(
     suits=_suits,
     tables=(
         Table(
-            "W5 many arrays in one group",
+            "W5 many arrays",
             (
                 Column("create + commit s", "create", "s", Unit.SECONDS),
                 Column("x ice", "create", "s", against=Against.BASELINE),
@@ -177,6 +205,8 @@ WORKLOAD = Workload(
                 Column("x ice", "look", "list_first_s", against=Against.BASELINE),
                 Column("again ms", "look", "list_again_s", Unit.MILLISECONDS),
                 Column("xarray s", "look", "xarray_s", Unit.SECONDS),
+                Column("members s", "look", "members_s", Unit.SECONDS),
+                Column("list_dir below ms", "look", "list_nested_s", Unit.MILLISECONDS),
                 Column("attribute + commit ms", "attribute", "change_s", Unit.MILLISECONDS),
                 Column("x ice", "attribute", "change_s", against=Against.BASELINE),
                 Column("written", "attribute", "change_written_bytes", Unit.BYTES),

@@ -6,18 +6,20 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks.budgets import BUDGETS, judge
 from benchmarks.data import WrongDataError, check, values
 from benchmarks.harness import choose_systems, rotated
 from benchmarks.measure import disk_usage, measuring
 from benchmarks.processes import Task
-from benchmarks.report import align, figure, show_results
-from benchmarks.scales import FULL, QUICK, SMOKE
+from benchmarks.report import align, figure, show_budgets, show_results
+from benchmarks.scales import FULL, HUGE_CHUNKS, QUICK, SMOKE
 from benchmarks.systems import SYSTEMS, why_unavailable
 from benchmarks.systems.base import Reader
 from benchmarks.systems.zarr_systems import ZarrMemory
@@ -28,6 +30,7 @@ from benchmarks.workloads.base import Against, Column
 ROOT = Path(__file__).resolve().parents[2]
 FUSED_MEMORY = [name for name in ("zarr-memory+fused",) if why_unavailable(name) is None]
 """Older zarr has no fused pipeline."""
+FULL_AND_HUGE = replace(FULL, large=(*FULL.large, HUGE_CHUNKS))
 
 
 def run(folder: Path, *arguments: str, timeout_s: int = 240) -> tuple[dict[str, Any], str]:
@@ -82,6 +85,71 @@ def test_all_workloads(tmp_path: Path) -> None:
     results, _ = run(tmp_path, timeout_s=1800)
     check_form(results)
     assert list(results["workloads"]) == [workload.name for workload in get_workloads()]
+
+
+# --- budgets ------------------------------------------------------------------------------------------------
+
+
+def results_of(workload: str, label: str, **systems: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return results with a case of one workload; `systems` have the metrics of each round's one stage."""
+    cases = {
+        name.replace("_", "-"): [{"stages": stages, "error": None} for stages in rounds]
+        for name, rounds in systems.items()
+    }
+    return {"workloads": {workload: {label: cases}}}
+
+
+def test_a_budget_is_judged_by_ratios_inside_rounds() -> None:
+    reads = {
+        "vstore": [{"read": {"first_chunk_s": 1.0}}, {"read": {"first_chunk_s": 3.0}}],
+        "icechunk": [{"read": {"first_chunk_s": 4.0}}, {"read": {"first_chunk_s": 18.0}}],
+    }
+    (outcome,) = judge(results_of("W1", "8 chunks of 1 MiB", **reads), "W2")[:1]
+    assert (outcome.measured, outcome.is_met) == (5.0, True)
+    reads["icechunk"][0]["read"]["first_chunk_s"] = 3.9
+    (outcome,) = judge(results_of("W1", "8 chunks of 1 MiB", **reads), "W2")[:1]
+    assert not outcome.is_met
+
+
+def test_budgets_over_the_limit_and_by_themselves() -> None:
+    written = {
+        "vstore": [{"write": {"chunk_s": 120e-6}}],
+        "limit_file": [{"write": {"chunk_s": 35e-6}}],
+    }
+    (outcome,) = judge(results_of("W1", "8 chunks of 64 KiB", **written))
+    assert outcome.measured == pytest.approx(85e-6)
+    assert outcome.is_met
+    written["vstore"][0]["write"]["chunk_s"] = 126e-6
+    assert not judge(results_of("W1", "8 chunks of 64 KiB", **written))[0].is_met
+    lost = results_of(
+        "W8", "4 processes", vstore=[{"count": {"lost": 1}, "contend": {"commits_per_s": 150.0}}]
+    )
+    assert [outcome.is_met for outcome in judge(lost)] == [False, True]
+
+
+def test_every_budget_names_what_there_is() -> None:
+    """A budget on a stage or metric that no longer exists would never be missed."""
+    for budget in BUDGETS:
+        workload = get_workload(budget.workload)
+        assert budget.stage in workload.stages
+        shown = {(column.stage, column.metric) for table in workload.tables for column in table.columns}
+        assert (budget.stage, budget.metric) in shown, budget.what
+        assert budget.system.partition("+")[0] in SYSTEMS
+        labels = [case["label"] for case in workload.cases(FULL_AND_HUGE)]
+        assert any(label.startswith(budget.case) or label.endswith(budget.case) for label in labels), (
+            budget.what
+        )
+
+
+def test_the_page_shows_the_budgets_of_the_newest_saved_run() -> None:
+    saved = sorted((ROOT / "benchmarks/results").glob("*.json"))
+    page = (ROOT / "docs/performance.md").read_text()
+    start, end = page.index("<!-- budgets:"), page.index("<!-- end -->")
+    shown = page[start:end].partition("\n")[2].strip()
+    expected = show_budgets(json.loads(saved[-1].read_text())).strip() if saved else ""
+    assert shown == expected, "python -m benchmarks --write-page puts them there"
+    for path in saved:
+        assert path.with_suffix(".txt").read_text() == show_results(json.loads(path.read_text())), path.name
 
 
 # --- data are verified --------------------------------------------------------------------------------------
@@ -156,7 +224,8 @@ def test_systems_are_chosen_by_scale_and_by_name() -> None:
 
 
 def test_every_number_has_a_workload_or_a_plan() -> None:
-    assert sorted({*NAMES, *PLANNED}, key=lambda name: int(name[1:])) == [f"W{n}" for n in range(1, 11)]
+    numbered = {name for name in (*NAMES, *PLANNED) if name.startswith("W")}
+    assert numbered == {f"W{n}" for n in range(1, 11)}
 
 
 def test_measuring(tmp_path: Path) -> None:
