@@ -18,6 +18,7 @@ from zarr.abc.store import (
     SuffixByteRequest,
 )
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+from zarr.core.buffer.cpu import Buffer as CpuBuffer
 
 from vstore.blobs.reader import ByteSpan
 from vstore.errors import ReadOnlyError
@@ -35,12 +36,17 @@ if TYPE_CHECKING:
     ByteRequest = RangeByteRequest | OffsetByteRequest | SuffixByteRequest
 
 
+_BYTE = np.dtype("B")
+
+
 class SessionStore(Store):
     """A Zarr store that reads and writes through `session`."""
 
     def __init__(self, session: Session, *, read_only: bool = False) -> None:
         super().__init__(read_only=read_only)
         self._session = session
+        # Zarr's fused pipeline asks this before it calls get_sync and its like.
+        self._supports_sync_io = session.tree.blobs.storage.is_local
 
     @property
     def session(self) -> Session:
@@ -89,11 +95,6 @@ class SessionStore(Store):
         """False: all metadata of a snapshot is at hand, and a second copy of it could go stale."""
         return False
 
-    @property
-    def _supports_sync_io(self) -> bool:
-        # Zarr's fused pipeline asks this before it calls get_sync and its like.
-        return self._session.tree.blobs.storage.is_local
-
     # --- reading ---------------------------------------------------------------------------------------------
 
     def get_sync(
@@ -105,6 +106,9 @@ class SessionStore(Store):
     ) -> Buffer | None:
         """Return the value of `key` or a range of it, or None if there is none. Blocks; thread-safe."""
         tree = self._session.tree
+        if byte_range is None:
+            found = tree.get(key)
+            return None if found is None else _to_buffer(found, prototype)
         source = tree.find(key)
         if source is None:
             return None
@@ -120,10 +124,11 @@ class SessionStore(Store):
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """Return the value of `key` or a range of it, or None if there is none."""
-        await self._ready()
-        tree = self._session.tree
-        if tree.blobs.storage.is_local:
+        if not self._is_open:
+            await self._open()
+        if self._supports_sync_io:
             return self.get_sync(key, prototype=prototype, byte_range=byte_range)
+        tree = self._session.tree
         source = await self._find_remote(key)
         if source is None:
             return None
@@ -206,10 +211,14 @@ class SessionStore(Store):
 
     async def set(self, key: str, value: Buffer) -> None:
         """Store `value` under `key`."""
-        await self._ready()
+        if not self._is_open:
+            await self._open()
+        if self._supports_sync_io:
+            self.set_sync(key, value)
+            return
         self._check_writable()
         data = _to_bytes(value)
-        await self._run(self._session.tree_for_writing().set, key, data)
+        await asyncio.to_thread(self._session.tree_for_writing().set, key, data)
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
         """Store `value` under `key` if it has none."""
@@ -349,9 +358,11 @@ def _span(source: ChunkSource | BlobRef, byte_range: ByteRequest | None) -> Byte
 
 
 def _to_buffer(data: BytesLike, prototype: BufferPrototype | None) -> Buffer:
-    if prototype is None:
-        prototype = default_buffer_prototype()
-    return prototype.buffer.from_bytes(data)
+    kind = (prototype or default_buffer_prototype()).buffer
+    if kind is CpuBuffer:
+        # What from_bytes does, in half the time.
+        return CpuBuffer(np.frombuffer(data, dtype=_BYTE))
+    return kind.from_bytes(data)
 
 
 def _to_bytes(value: Buffer) -> memoryview:
@@ -359,4 +370,4 @@ def _to_bytes(value: Buffer) -> memoryview:
         raise TypeError(
             f"a store holds Buffers, not a {type(value).__name__}: `value` must be a Buffer instance"
         )
-    return np.ascontiguousarray(value.as_numpy_array()).data.cast("B")
+    return np.ascontiguousarray(value.as_numpy_array()).data

@@ -50,6 +50,9 @@ class PendingKind(IntEnum):
     UNCHANGED = 5
 
 
+_OWN = int(PendingKind.OWN)
+
+
 class PendingRef(msgspec.Struct, frozen=True):
     """One pending chunk ref.
 
@@ -108,15 +111,22 @@ class PendingTile:
     def set(self, position: int, ref: PendingRef) -> None:
         """Put `ref` at `position`."""
         packed = _ROW.pack(ref.digest, ref.at, ref.length, ref.source, ref.check, ref.kind)
+        self._put(position, packed, ref.kind != PendingKind.UNCHANGED)
+
+    def set_own(self, position: int, slot: int, length: int, digest: bytes) -> None:
+        """Put a blob of the session's writer at `position`."""
+        self._put(position, _ROW.pack(digest, slot, length, 0, 0, _OWN), True)
+
+    def _put(self, position: int, packed: bytes, is_change: bool) -> None:
         row = self._find(position)
         if row is None:
-            row = len(self)
+            row = len(self._rows) // _ROW_SIZE
             self._rows += packed
             self._add_to_index(position, row)
         else:
             self.changed -= self._rows[row * _ROW_SIZE + 56] != PendingKind.UNCHANGED
             self._rows[row * _ROW_SIZE : (row + 1) * _ROW_SIZE] = packed
-        self.changed += ref.kind != PendingKind.UNCHANGED
+        self.changed += is_change
 
     def set_inline(self, position: int, data: BytesLike) -> None:
         """Put an inline chunk at `position`; the room of one that it replaces is used again if it fits."""

@@ -14,6 +14,7 @@ Names that come from a listing are checked here before anything is done with the
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from vstore.errors import InvalidInputError
 from vstore.ids import PackId
@@ -40,6 +41,7 @@ def log_name(sequence: int) -> str:
     return f"{LOG_PREFIX}{sequence:020d}"
 
 
+@lru_cache(maxsize=4096)
 def pack_name(pack: PackId) -> str:
     text = pack.hex()
     return f"{PACK_PREFIX}{text[:2]}/{text}"

@@ -6,6 +6,7 @@ deleting and recreating the array (`cleared`), or by shrinking it (`limit`).
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 
 import msgspec
@@ -29,7 +30,10 @@ from vstore.ids import Digest, NodeId
 from vstore.locks import ForkSafeLock
 from vstore.tree import get as tree_get
 from vstore.tree import iter_entries
-from vstore.worktree.contents import ChunkSource, OwnBlob, StoredChunk
+from vstore.worktree.contents import ChunkSource, OwnBlob, StoredChunk, base_source
+
+_DELETED = int(ChunkKind.DELETED)
+_REMEMBERED_TILES = 4096
 
 
 class PendingChunk(msgspec.Struct, frozen=True):
@@ -72,6 +76,8 @@ class ArrayState:
         self.cleared = False
         self.limit: tuple[int, ...] | None = None
         self.pending: dict[bytes, PendingTile] = {}
+        # The base's layers of tiles that were asked for, while the cache keeps them.
+        self._layers: dict[bytes, tuple[weakref.ref[IndexedLayer], ...]] = {}
 
     # --- single chunks ---------------------------------------------------------------------------------------
 
@@ -80,31 +86,63 @@ class ArrayState:
         tile, position = split_index(index, self.extents)
         return tile_key(tile), position
 
-    def find_pending(self, index: tuple[int, ...], dictionaries: Dictionaries) -> PendingChunk:
+    def pending_chunk(self, key: bytes, position: int, dictionaries: Dictionaries) -> PendingChunk:
         """Return what the session's edits say of a chunk."""
-        key, position = self.locate(index)
         pending = self.pending.get(key)
         ref = None if pending is None else pending.get(position)
         if pending is not None and ref is not None and ref.kind != PendingKind.UNCHANGED:
             return PendingChunk(ref_source(ref, pending.inline, dictionaries), False)
-        return PendingChunk(None, ref is not None or self._base_shows(index))
+        return PendingChunk(None, ref is not None or self._base_shows(key, position))
 
     def find(self, index: tuple[int, ...], dictionaries: Dictionaries) -> ChunkSource | None:
         """Return where a chunk's bytes are, or None if there are none."""
-        pending = self.find_pending(index, dictionaries)
-        return self.find_base(*self.locate(index)) if pending.shows_base else pending.source
+        key, position = self.locate(index)
+        pending = self.pending_chunk(key, position, dictionaries)
+        return self.find_base(key, position) if pending.shows_base else pending.source
 
-    def _base_shows(self, index: tuple[int, ...]) -> bool:
-        """Tell whether the base's chunk at `index` shows where the session wrote nothing."""
+    def index_at(self, key: bytes, position: int) -> tuple[int, ...]:
+        """Return the index of the chunk at a position of a tile."""
+        return tuple(join_indices(tile_of(key), np.array([position]), self.extents)[0].tolist())
+
+    def holds(self, key: bytes, position: int) -> bool:
+        """Tell whether the position of a tile is within the array's grid as it is now."""
+        return self.spec.contains(self.index_at(key, position))
+
+    def _base_shows(self, key: bytes, position: int) -> bool:
+        """Tell whether the base's chunk shows where the session wrote nothing."""
         if self.base is None or self.cleared:
             return False
-        return self.limit is None or all(i < bound for i, bound in zip(index, self.limit, strict=True))
+        if self.limit is None:
+            return True
+        index = self.index_at(key, position)
+        return all(i < bound for i, bound in zip(index, self.limit, strict=True))
 
     def find_base(self, key: bytes, position: int) -> ChunkSource | None:
         """Return what the base snapshot holds, hidden or not."""
+        found = self.base_row(key, position)
+        return None if found is None else base_source(*found)
+
+    def base_row(self, key: bytes, position: int) -> tuple[IndexedLayer, int] | None:
+        """Return the layer and the row of the base's chunk at a position of a tile, hidden or not."""
+        near = self._layers.get(key)
+        if near is None:
+            return self._base_row_far(key, position)
+        for reference in near:
+            layer = reference()
+            if layer is None:
+                return self._base_row_far(key, position)
+            row = layer.find(position)
+            if row is not None:
+                return None if layer.kinds[row] == _DELETED else (layer, row)
+        return None
+
+    def _base_row_far(self, key: bytes, position: int) -> tuple[IndexedLayer, int] | None:
         tile = self.base_tile(key)
-        found = None if tile is None else tile.find(position)
-        return None if found is None else _base_source(*found)
+        layers = () if tile is None else tile.layers
+        if len(self._layers) >= _REMEMBERED_TILES:
+            self._layers.clear()
+        self._layers[key] = tuple(map(weakref.ref, layers))
+        return None if tile is None else tile.find(position)
 
     # --- tiles -----------------------------------------------------------------------------------------------
 
@@ -338,22 +376,6 @@ def read_layer(reader: BlobReader, layer: Layer) -> Manifest:
 
 def _layer_key(layer: Layer) -> tuple[str, bytes]:
     return "layer", layer.manifest if isinstance(layer.manifest, bytes) else layer.manifest.digest
-
-
-def _base_source(layer: IndexedLayer, row: int) -> ChunkSource:
-    manifest = layer.manifest
-    # As a plain int: comparing numpy's scalar with an enum takes 1.8 us, on the path of every chunk read.
-    kind = int(manifest.kinds[row])
-    offset, length = int(manifest.offsets[row]), int(manifest.lengths[row])
-    if kind == ChunkKind.STORED:
-        digest = Digest(manifest.digests[row].tobytes())
-        ref = BlobRef(digest, manifest.packs[manifest.sources[row]], offset, length)
-        return StoredChunk(ref, bool(layer.verified[row]), lambda: layer.verified.__setitem__(row, 1))
-    if kind == ChunkKind.INLINE:
-        return manifest.inline[offset : offset + length]
-    check = int(manifest.checks[row])
-    checksum = manifest.checksums[check - 1] if check else None
-    return VirtualRange(manifest.locations[manifest.sources[row]], offset, length, checksum)
 
 
 def ref_source(ref: PendingRef, inline: bytes | bytearray, dictionaries: Dictionaries) -> ChunkSource | None:

@@ -6,8 +6,9 @@ whose base content was deleted as a whole, at no cost that grows with it.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -21,6 +22,7 @@ from vstore.format.node import (
     decode_value,
     node_key,
     path_of,
+    subtree_bounds,
     value_key,
 )
 from vstore.format.page import Child
@@ -32,7 +34,11 @@ from vstore.tree import get as tree_get
 from vstore.worktree.arrays import ArrayState
 from vstore.worktree.contents import Content, ContentReader
 
+if TYPE_CHECKING:
+    from vstore.worktree.chunk_keys import ChunkKeys
+
 _REMEMBERED_NODES = 4096
+_REMEMBERED_ARRAYS = 4096
 _SPEC_BYTES = 1000
 """About what a parsed node takes beside its documents."""
 
@@ -47,6 +53,53 @@ class NodeState(msgspec.Struct, frozen=True):
     array: ArrayState | None
 
 
+class Drafts(dict[str, NodeState | None]):
+    """Edited nodes by path, which calls `changed` after each change and counts what lies below each path."""
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        super().__init__()
+        self._changed = changed
+        self._below: Counter[str] = Counter()
+
+    def __setitem__(self, path: str, state: NodeState | None) -> None:
+        if path not in self:
+            self._below.update(iter_ancestors(path))
+        super().__setitem__(path, state)
+        self._changed()
+
+    def __delitem__(self, path: str) -> None:
+        super().__delitem__(path)
+        self._below.subtract(iter_ancestors(path))
+        self._changed()
+
+    def has_below(self, path: str) -> bool:
+        """Tell whether any path below `path` is here."""
+        return self._below[path] > 0
+
+    def pop(self, path: str) -> NodeState | None:  # type: ignore[override]
+        state = self[path]
+        del self[path]
+        return state
+
+    # A dict's own would not call `changed`.
+    clear = popitem = setdefault = update = __ior__ = None  # type: ignore[assignment]
+
+
+class HiddenFolders(set[str]):
+    """Folders, which calls `changed` after one is added."""
+
+    def __init__(self, changed: Callable[[], None], folders: Iterable[str] = ()) -> None:
+        super().__init__(folders)
+        self._changed = changed
+
+    def add(self, folder: str) -> None:
+        super().add(folder)
+        self._changed()
+
+    # A set's own would not call `changed`.
+    clear = discard = pop = remove = update = __ior__ = None  # type: ignore[assignment]
+
+
 class NodeTable:
     """Finds and edits nodes and values. The worktree's lock covers all edits."""
 
@@ -57,12 +110,46 @@ class NodeTable:
         self._lock = lock
         self._contents = contents
         self.root = root
-        self.drafts: dict[str, NodeState | None] = {}
+        self.drafts = Drafts(self._forget_arrays)
         self.values: dict[str, Content | None] = {}
-        self.hidden: set[str] = set()
+        self._hidden = HiddenFolders(self._forget_arrays)
         self.moved: set[NodeId] = set()
         """Nodes of the base that a move put elsewhere: what is made where they were is another node."""
         self._known: OrderedDict[str, NodeState | None] = OrderedDict()
+        self.arrays: dict[str, ChunkKeys] = {}
+        """Arrays whose chunk keys need no routing, by path; another dict after each change of a node.
+
+        Whoever looks at nodes to put something here must have taken the dict before it looked.
+        """
+
+    @property
+    def hidden(self) -> set[str]:
+        """The folders whose base content was deleted as a whole."""
+        return self._hidden
+
+    @hidden.setter
+    def hidden(self, folders: Iterable[str]) -> None:
+        self._hidden = HiddenFolders(self._forget_arrays, folders)
+        self._forget_arrays()
+
+    def _forget_arrays(self) -> None:
+        # A new dict: a thread that routed a key by what was before puts it into the old one.
+        self.arrays = {}
+
+    def remember_array(self, arrays: dict[str, ChunkKeys], keys: ChunkKeys) -> None:
+        """Keep an array in `arrays`, if no node lies below it."""
+        path = keys.node.path
+        if self.drafts.has_below(path) or self._has_base_nodes(path):
+            return
+        if len(arrays) >= _REMEMBERED_ARRAYS:
+            arrays.clear()
+        arrays[path] = keys
+
+    def _has_base_nodes(self, path: str) -> bool:
+        """Tell whether the base snapshot has any node below `path`, hidden or not."""
+        start, stop = subtree_bounds(node_key(path))
+        found = NameCursor(self._blobs, self.root).first_at_or_after(start)
+        return found is not None and found[0] < stop
 
     # --- finding ---------------------------------------------------------------------------------------------
 

@@ -16,21 +16,21 @@ from vstore.blobs.virtual import VirtualReader
 from vstore.changes.dictionaries import Dictionaries
 from vstore.changes.pending import PendingKind, PendingRef
 from vstore.errors import InternalError, InvalidInputError, SessionStateError
-from vstore.format.manifest import MAX_INLINE_BYTES
+from vstore.format.manifest import MAX_INLINE_BYTES, ChunkKind
 from vstore.format.node import MAX_CONTENT_INLINE_BYTES
 from vstore.format.page import Child
 from vstore.format.refs import BlobRef
-from vstore.ids import BytesLike, blake3_digest
+from vstore.ids import BytesLike, Digest, blake3_digest
 from vstore.keys.zarr import NotAChunk, split_document_key
 from vstore.locks import ForkSafeLock
 from vstore.worktree.arrays import ArrayState
+from vstore.worktree.chunk_keys import ChunkKeys, Place, find_place
 from vstore.worktree.contents import (
     ChunkSource,
     Content,
     ContentReader,
     OwnBlob,
     OwnBlobs,
-    StoredChunk,
     source_length,
 )
 from vstore.worktree.nodes import NodeState, NodeTable
@@ -40,11 +40,15 @@ if TYPE_CHECKING:
 
 
 class Chunk(msgspec.Struct, frozen=True):
-    """A key that names a chunk of the array at `path`."""
+    """A key that names the chunk `at` this index of the array in `node`."""
 
-    path: str
+    node: NodeState
     array: ArrayState
     at: tuple[int, ...]
+
+    @property
+    def path(self) -> str:
+        return self.node.path
 
 
 class Document(msgspec.Struct, frozen=True):
@@ -62,6 +66,10 @@ class Value(msgspec.Struct, frozen=True):
 
 
 Route: TypeAlias = Chunk | Document | Value
+Known: TypeAlias = dict[str, ChunkKeys]
+
+_UNCHANGED = PendingRef(PendingKind.UNCHANGED)
+_NOT_STORED = -1
 
 
 class Worktree:
@@ -120,17 +128,50 @@ class Worktree:
             why = why or route
         return Value(key, why)
 
+    def place(self, key: str) -> Place | Document | Value:
+        """Return what `key` names, and of a chunk where it is: what `route` does, quickly for known arrays."""
+        known = self.nodes.arrays
+        place = find_place(known, key)
+        if place is not None:
+            return place
+        route = self.route(key)
+        if not isinstance(route, Chunk):
+            return route
+        if self.blobs.storage.is_local and route.path not in known:
+            # On an object store it could take a request to see that no node lies below the array.
+            self.nodes.remember_array(known, ChunkKeys(route.node, route.array))
+        return (route.node, route.array, *route.array.locate(route.at))
+
     # --- reading ---------------------------------------------------------------------------------------------
+
+    def get(self, key: str) -> BytesLike | None:
+        """Return all bytes of `key`, or None. What is returned may show a mapped file; it can't be written to."""
+        place = self.place(key)
+        if not isinstance(place, Document | Value):
+            _, array, tile, position = place
+            if not self._may_be_edited(array):
+                found = array.base_row(tile, position)
+                return None if found is None else self.contents.read_row(*found, key)
+        source = self._source(place, key)
+        return None if source is None else self.contents.read(source, None, f"key {key!r}")
 
     def find(self, key: str) -> ChunkSource | BlobRef | None:
         """Return where the bytes of `key` are, or None."""
-        route = self.route(key)
-        if isinstance(route, Chunk):
-            with self.lock:
-                pending = route.array.find_pending(route.at, self.dictionaries)
-            if pending.shows_base:
-                return route.array.find_base(*route.array.locate(route.at))
-            return pending.source
+        return self._source(self.place(key), key)
+
+    def _may_be_edited(self, array: ArrayState) -> bool:
+        # Edits are counted before anything is changed; where none was, there is nothing to hold the lock for.
+        return self.mutations > 0 or array.is_edited
+
+    def _source(self, route: Place | Document | Value, key: str) -> ChunkSource | BlobRef | None:
+        if not isinstance(route, Document | Value):
+            _, array, tile, position = route
+            if self._may_be_edited(array):
+                with self.lock:
+                    pending = array.pending_chunk(tile, position, self.dictionaries)
+                if not pending.shows_base:
+                    return pending.source
+            return array.find_base(tile, position)
         if isinstance(route, Document):
             node = self.nodes.node(route.path)
             if node is not None and route.name in node.documents:
@@ -167,15 +208,16 @@ class Worktree:
 
     def set(self, key: str, data: BytesLike) -> None:
         """Store `data` under `key`."""
-        route = self.route(key)
-        if isinstance(route, Chunk):
-            self._set_chunk(route, key, data)
+        known = self.nodes.arrays
+        route = self.place(key)
+        if not isinstance(route, Document | Value):
+            self._set_chunk(known, route, key, data)
         elif isinstance(route, Document):
             with self.lock:
                 self.begin_edit()
                 base = self.nodes.base_node(route.path)
-                known = None if base is None else base.documents.get(route.name)
-                self._put_document(route, self._to_content(data, known))
+                before = None if base is None else base.documents.get(route.name)
+                self._put_document(route, self._to_content(data, before))
         elif route.why is not None:
             raise InvalidInputError(f"{key!r} can't be stored: {route.why}.")
         else:
@@ -190,63 +232,75 @@ class Worktree:
 
         put_documents(self, document.path, {document.name: content})
 
-    def _set_chunk(self, chunk: Chunk, key: str, data: BytesLike) -> None:
-        if len(data) == 0:
+    def _set_chunk(self, known: Known, place: Place, key: str, data: BytesLike) -> None:
+        length = len(data)
+        if length == 0:
             raise InvalidInputError(
                 f"{key!r} can't be stored with no bytes: no codec makes an empty chunk. Delete the key to make the "
                 "chunk read as fill value."
             )
-        tile_key, position = chunk.array.locate(chunk.at)
-        inline = len(data) <= self.inline_bytes
-        if inline:
-            same = self._known_base(chunk.array, tile_key, position) == data
-            ref = PendingRef(PendingKind.UNCHANGED) if same else None
+        _, array, tile_key, position = place
+        digest, slot = None, _NOT_STORED
+        if length <= self.inline_bytes:
+            is_same = self._known_base(array, tile_key, position) == data
         else:
-            ref = self._stored_ref(chunk.array, tile_key, position, data)
+            # Before any lock is taken: this is where the time goes.
+            digest = blake3_digest(data)
+            is_same = self._base_digest(array, tile_key, position) == digest
+            if not is_same:
+                slot = self.writer.put(data, digest)
         with self.lock:
-            if not self._begin_chunk_edit(chunk, tile_key, position):
-                stale = True
-            else:
-                stale = False
-                tile = chunk.array.tile_for_edit(tile_key)
-                if ref is None:
+            is_current = self._begin_chunk_edit(known, place)
+            if is_current:
+                tile = array.tile_for_edit(tile_key)
+                if is_same:
+                    tile.set(position, _UNCHANGED)
+                elif digest is None:
                     tile.set_inline(position, data)
                 else:
-                    tile.set(position, ref)
-        if stale:
+                    tile.set_own(position, slot, length, digest)
+        if not is_current:
             # Another thread deleted or replaced the array meanwhile: what the key names now may be something else.
-            if ref is not None:
-                self.release(ref)
+            if slot != _NOT_STORED:
+                self.writer.release(slot)
             self.set(key, data)
 
-    def _stored_ref(self, array: ArrayState, tile_key: bytes, position: int, data: BytesLike) -> PendingRef:
-        """Store a chunk's bytes, unless the base holds them at the same place."""
-        digest = blake3_digest(data)
-        base = self._known_base(array, tile_key, position)
-        if isinstance(base, StoredChunk) and base.ref.digest == digest:
-            return PendingRef(PendingKind.UNCHANGED)
-        slot = self.writer.put(data, digest)
-        return PendingRef(PendingKind.OWN, slot, len(data), digest=digest)
+    def _base_digest(self, array: ArrayState, tile_key: bytes, position: int) -> Digest | None:
+        """Return the digest of the stored chunk that the base holds, if that is known without a request."""
+        if not self._base_is_known(array, tile_key):
+            return None
+        found = array.base_row(tile_key, position)
+        if found is None or found[0].kinds[found[1]] != ChunkKind.STORED:
+            return None
+        return found[0].digest(found[1])
 
     def _known_base(self, array: ArrayState, tile_key: bytes, position: int) -> ChunkSource | None:
         """Return what the base holds at a chunk, if that is known without asking an object store."""
-        if array.base is None:
-            return None
-        if not self.blobs.storage.is_local and not array.base_tile_is_cached(tile_key):
-            return None
-        return array.find_base(tile_key, position)
+        return array.find_base(tile_key, position) if self._base_is_known(array, tile_key) else None
 
-    def _begin_chunk_edit(self, chunk: Chunk, tile_key: bytes, position: int) -> bool:
+    def _base_is_known(self, array: ArrayState, tile_key: bytes) -> bool:
+        if array.base is None:
+            return False
+        return self.blobs.storage.is_local or array.base_tile_is_cached(tile_key)
+
+    def _begin_chunk_edit(self, known: Known, place: Place) -> bool:
         """Count the edit, keep the array among the drafts, and let go of what the session had at the chunk.
 
-        False if the array is not what the path holds any more. The caller holds the lock.
+        `known` was `nodes.arrays` before the place was looked up. False if the place is not what its key names any
+        more. The caller holds the lock.
         """
-        node = self.nodes.node(chunk.path)
-        if node is None or node.array is not chunk.array:
-            return False
-        self.nodes.drafts[chunk.path] = node
+        node, array, tile_key, position = place
+        nodes = self.nodes
+        if nodes.arrays is not known:
+            # Some node changed since: perhaps this one.
+            now = nodes.node(node.path)
+            if now is None or now.array is not array or not array.holds(tile_key, position):
+                return False
+            node = now
         self.begin_edit()
-        pending = chunk.array.pending.get(tile_key)
+        if nodes.drafts.get(node.path) is not node:
+            nodes.drafts[node.path] = node
+        pending = array.pending.get(tile_key)
         old = None if pending is None else pending.get(position)
         if old is not None:
             self.release(old)
@@ -301,10 +355,11 @@ class Worktree:
 
     def delete(self, key: str) -> None:
         """Delete `key`; nothing happens if it is absent or lies outside an array's grid."""
-        route = self.route(key)
+        known = self.nodes.arrays
+        route = self.place(key)
         with self.lock:
-            if isinstance(route, Chunk):
-                self._delete_chunk(route)
+            if not isinstance(route, Document | Value):
+                self._delete_chunk(known, route)
             elif isinstance(route, Document):
                 node = self.nodes.node(route.path)
                 if self.find(key) is not None:
@@ -317,12 +372,11 @@ class Worktree:
                 self.begin_edit()
                 self.put_value(key, None)
 
-    def _delete_chunk(self, chunk: Chunk) -> None:
-        array = chunk.array
-        if array.find(chunk.at, self.dictionaries) is None:
-            return
-        tile_key, position = array.locate(chunk.at)
-        if self._begin_chunk_edit(chunk, tile_key, position):
+    def _delete_chunk(self, known: Known, place: Place) -> None:
+        _, array, tile_key, position = place
+        pending = array.pending_chunk(tile_key, position, self.dictionaries)
+        source = array.base_row(tile_key, position) if pending.shows_base else pending.source
+        if source is not None and self._begin_chunk_edit(known, place):
             array.tile_for_edit(tile_key).set(position, PendingRef(PendingKind.DELETED))
 
     def delete_folder(self, folder: str) -> None:
@@ -361,7 +415,7 @@ class Worktree:
         for indices, _ in list(array.iter_indices()):
             for index in map(tuple, indices.tolist()):
                 if encoding.encode(index).startswith(inside + "/"):
-                    self._delete_chunk(Chunk(owner.path, array, index))
+                    self._delete_chunk(self.nodes.arrays, (owner, array, *array.locate(index)))
 
     # --- listing ---------------------------------------------------------------------------------------------
 
@@ -387,4 +441,4 @@ def _route_in_array(key: str, owner: NodeState) -> Chunk | str | None:
         return None
     if not array.spec.contains(index):
         return f"chunk {index} is outside the chunk grid {array.spec.grid} of array {owner.path!r}"
-    return Chunk(owner.path, array, index)
+    return Chunk(owner, array, index)
