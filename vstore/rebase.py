@@ -107,7 +107,8 @@ def rebase_changes(
 
 def _release_dropped(old: Worktree, new: Worktree) -> None:
     """Let go of the blobs of changes that are not in the result."""
-    if isinstance(old.own, BlobWriter):
+    # What is in a pack stays there.
+    if isinstance(old.own, BlobWriter) and old.own.has_waiting_blobs:
         for slot in (held_slots(old) - held_slots(new)).elements():
             old.own.release(slot)
 

@@ -54,6 +54,7 @@ from vstore.worktree.frozen import FrozenChanges, freeze, thaw
 from vstore.worktree.listing import totals_below
 from vstore.worktree.moving import move_node
 from vstore.worktree.reindexing import check_index, map_each, reindex, require_array, shift_by
+from vstore.worktree.spilling import make_room
 
 if TYPE_CHECKING:
     from vstore.store import SessionStore
@@ -541,6 +542,8 @@ class Session:
             self._require_writable()
         # Before any lock is taken: a forked child may have inherited it locked.
         self._tree.writer.check_usable()
+        if self._tree.mutations >= self._tree.room_until:
+            make_room(self._tree)
         return self._tree
 
     @property

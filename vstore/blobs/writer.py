@@ -218,6 +218,25 @@ class BlobWriter:
                 if self._by_digest.get(waiting.digest) == slot:
                     del self._by_digest[waiting.digest]
 
+    def release_many(self, slots: npt.NDArray[np.uint64]) -> None:
+        """Release blobs, once for each time that they are named; costs little where most of them are in packs."""
+        with self._lock:
+            waiting = np.fromiter(self._waiting, dtype=np.uint64, count=len(self._waiting))
+        for slot in slots[np.isin(slots, waiting)].tolist():
+            self.release(slot)
+
+    @property
+    def has_waiting_blobs(self) -> bool:
+        """Whether any blob waits in memory, so that releasing it would save writing it."""
+        return bool(self._waiting)
+
+    def are_sealed(self, slots: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+        """Return which blobs lie in sealed packs: where they are now, they stay."""
+        with self._lock:
+            packs = np.frombuffer(self._pack_of, dtype=np.uint32)[slots]
+            moving = [_IN_MEMORY, *self._unsealed]
+        return ~np.isin(packs, np.array(moving, dtype=np.uint32))
+
     def read(self, slot: int, length: int) -> memoryview:
         """Return the bytes of a blob of this session."""
         with self._lock:

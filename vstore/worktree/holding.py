@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from vstore.changes.pending import PendingKind
 from vstore.worktree.contents import Content, OwnBlob
+from vstore.worktree.spilling import held_slots_of
 from vstore.worktree.tree import Worktree
 
 
@@ -18,8 +18,7 @@ def held_slots(tree: Worktree) -> Counter[int]:
             continue
         slots.update(_slots_of(node.documents.values()))
         for tile in node.array.pending.values() if node.array is not None else ():
-            rows = tile.to_rows()[1]
-            slots.update(rows["at"][rows["kind"] == PendingKind.OWN].tolist())
+            slots.update(held_slots_of(tile).tolist())
     return slots
 
 

@@ -80,6 +80,8 @@ class Worktree:
         self.nodes = NodeTable(blobs, self.contents, root, self.lock)
         self.dictionaries = Dictionaries()
         self.mutations = 0
+        self.room_until = 0
+        """After how many edits to look whether pending refs take too much memory."""
         self.closed: str | None = None
         """Why nothing may be edited any more, or just now."""
         self.inline_bytes = min(inline_bytes, MAX_INLINE_BYTES)
@@ -120,9 +122,7 @@ class Worktree:
         if isinstance(route, Chunk):
             with self.lock:
                 pending = route.array.find_pending(route.at, self.dictionaries)
-            if pending.shows_base:
-                return route.array.find_base(*route.array.locate(route.at))
-            return pending.source
+            return route.array.resolve(route.at, pending)
         if isinstance(route, Document):
             node = self.nodes.node(route.path)
             if node is not None and route.name in node.documents:
@@ -326,8 +326,7 @@ class Worktree:
         for path in [p for p in nodes.drafts if p == folder or p.startswith(folder + "/" if folder else "")]:
             state = nodes.drafts.pop(path)
             if state is not None and state.array is not None:
-                for ref in state.array.clear():
-                    self.release(ref)
+                self.writer.release_many(state.array.clear())
         for key in [k for k in nodes.values if k.startswith(folder + "/" if folder else "")]:
             content = nodes.values.pop(key)
             if isinstance(content, OwnBlob):
@@ -341,8 +340,7 @@ class Worktree:
             return
         if inside == encoding.leading:
             self.nodes.drafts[owner.path] = owner
-            for ref in array.clear():
-                self.release(ref)
+            self.writer.release_many(array.clear())
             return
         for indices, _ in list(array.iter_indices()):
             for index in map(tuple, indices.tolist()):
