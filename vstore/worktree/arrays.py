@@ -30,7 +30,7 @@ from vstore.locks import ForkSafeLock
 from vstore.tree import get as tree_get
 from vstore.tree import iter_entries
 from vstore.worktree.contents import ChunkSource, OwnBlob, StoredChunk
-from vstore.worktree.spilling import SpilledTile, Written, edits_in, held_slots_of, spilled_of, unspill
+from vstore.worktree.spilling import SpilledTile, Written, edits_in, spilled_of, unspill
 
 
 class PendingChunk(NamedTuple):
@@ -293,7 +293,7 @@ class ArrayState:
             if tile_is_inside(tile_of(key), self.extents, grid):
                 continue
             if not tile_reaches_into(tile_of(key), self.extents, grid):
-                dropped.append(held_slots_of(tile))
+                dropped.append(tile.own_slots())
                 del self.pending[key]
                 continue
             # Only the tiles at the new edge are read. Another worktree may share the old one.
@@ -309,7 +309,7 @@ class ArrayState:
 
     def clear(self) -> npt.NDArray[np.uint64]:
         """Hide everything; return the slots of the session's blobs that were held, once for each ref."""
-        gone = [_NO_SLOTS, *map(held_slots_of, self.pending.values())]
+        gone = [_NO_SLOTS, *(tile.own_slots() for tile in self.pending.values())]
         self.pending = {}
         self.cleared = self.base is not None
         return np.concatenate(gone)

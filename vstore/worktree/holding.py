@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable
 
 from vstore.worktree.contents import Content, OwnBlob
-from vstore.worktree.spilling import held_slots_of
 from vstore.worktree.tree import Worktree
 
 
@@ -18,7 +17,7 @@ def held_slots(tree: Worktree) -> Counter[int]:
             continue
         slots.update(_slots_of(node.documents.values()))
         for tile in node.array.pending.values() if node.array is not None else ():
-            slots.update(held_slots_of(tile).tolist())
+            slots.update(tile.own_slots().tolist())
     return slots
 
 

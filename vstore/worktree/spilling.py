@@ -4,7 +4,9 @@ Once the refs in memory pass a bound, those of whole tiles are encoded as manife
 writer like its chunks, and only the blobs' slots are kept. A tile's manifests are layers below what it has in memory,
 newest first, merged like those of a commit; where a tile consists of a single one and the base has nothing there, a
 commit names that manifest as it is. Refs are spilled once their place can't change any more: a chunk of this session
-whose pack is not sealed stays in memory. Below: `arrays`, `encode`; above: `session` and `virtual`.
+whose pack is not sealed stays in memory. A manifest that is of no use any more is left where it is, as others may be
+reading it. Below: `changes` and the writer; above: `arrays`, which sees both, `session` and `virtual`, which ask for
+it.
 """
 
 from __future__ import annotations
@@ -34,10 +36,11 @@ if TYPE_CHECKING:
 
 MAX_PENDING_BYTES = 256 * 1024 * 1024
 """Refs in memory: about 4 million where writes are dense."""
-_FEWEST_REFS = 64
+FEWEST_REFS = 64
 """A tile with fewer refs in memory stays there: what is kept of a spilled one takes as much."""
 _EDIT_BYTES = 2048
 """What one edit adds at most, but for an inline chunk: a ref in a tile of its own."""
+_REF_BYTES = 70
 
 Positions = npt.NDArray[np.uint16]
 
@@ -180,18 +183,8 @@ def spilled_of(tile: PendingTile) -> SpilledTile | None:
     return spilled
 
 
-def held_slots_of(tile: PendingTile) -> npt.NDArray[np.uint64]:
-    """Return the slots of the session's blobs that a tile holds, once for each time: chunks and manifests."""
-    spilled = spilled_of(tile)
-    manifests = [] if spilled is None else [layer.slot for layer in spilled.layers]
-    return np.concatenate((tile.own_slots(), np.array(manifests, dtype=np.uint64)))
-
-
 def unspill(tile: PendingTile, dictionaries: Dictionaries) -> None:
-    """Bring all refs of a tile back to memory, numbered by the session's dictionaries. The caller holds the lock.
-
-    The manifests stay with the writer, unused.
-    """
+    """Bring all refs of a tile back to memory, numbered by the session's dictionaries. The caller holds the lock."""
     every = edits_in(tile)
     if every.spilled is not None:
         content = every.rows(dictionaries)
@@ -205,13 +198,24 @@ def unspill(tile: PendingTile, dictionaries: Dictionaries) -> None:
 def make_room(tree: Worktree) -> None:
     """Spill if the refs in memory pass the bound, and say in `tree.room_until` after how many edits to look again.
 
-    Takes the lock for moments only: what is encoded and written meanwhile may be edited, and then stays in memory.
+    Takes the lock for moments only: what is encoded and written meanwhile may be edited, and then stays in memory. Does
+    nothing while another thread is at it.
     """
-    if _used_bytes(tree) > MAX_PENDING_BYTES * 7 // 8:
-        spill(tree)
-    # Where nothing more can be spilled, looking at each edit would take more time than it could save memory.
-    room = max(MAX_PENDING_BYTES - _used_bytes(tree), MAX_PENDING_BYTES // 8)
-    tree.room_until = tree.mutations + 1 + room // (_EDIT_BYTES + tree.inline_bytes)
+    if not tree.spilling.acquire(blocking=False):
+        return
+    try:
+        if _used_bytes(tree) > MAX_PENDING_BYTES * 7 // 8:
+            spill(tree)
+        # Where nothing more can be spilled, looking at each edit would take more time than it could save memory.
+        room = max(MAX_PENDING_BYTES - _used_bytes(tree), MAX_PENDING_BYTES // 8)
+        tree.room_until = tree.mutations + 1 + room // (_EDIT_BYTES + tree.inline_bytes)
+    finally:
+        tree.spilling.release()
+
+
+def count_refs(tree: Worktree, count: int) -> None:
+    """Say that one edit put so many refs into memory at once, as if they had been written one by one."""
+    tree.room_until -= count * _REF_BYTES // (_EDIT_BYTES + tree.inline_bytes)
 
 
 def _used_bytes(tree: Worktree) -> int:
@@ -226,12 +230,12 @@ def _pending_tiles(tree: Worktree) -> Iterator[tuple[ArrayState, bytes, PendingT
                 yield node.array, key, tile
 
 
-def spill(tree: Worktree) -> None:
-    """Move what can be moved out of memory."""
+def spill(tree: Worktree, *, fewest_refs: int = FEWEST_REFS) -> None:
+    """Move what can be moved out of memory, of tiles with at least so many refs there."""
     with tree.lock:
         tiles = list(_pending_tiles(tree))
     for array, key, tile in tiles:
-        if len(tile) >= _FEWEST_REFS:
+        if len(tile) >= fewest_refs:
             _spill_tile(tree, array, key, tile)
 
 
@@ -256,27 +260,19 @@ def _spill_tile(tree: Worktree, array: ArrayState, key: bytes, tile: PendingTile
         if _is_current(tree, array, key, tile) and _are_equal(now, seen):
             tile.keep(positions[~taken], rows[~taken])
             _stack(tree, tile, layer, replaced, positions[refs], positions[same])
-            return
-    # Somebody wrote into the tile meanwhile.
-    if layer is not None:
-        tree.writer.release(layer.slot)
 
 
-def spill_manifest(tree: Worktree, array: ArrayState, key: bytes, new: Manifest) -> None:
-    """Write live refs, none of them to blobs of the session, into a tile as a manifest, without rows in memory.
-
-    The caller holds the lock if `array` may be replaced meanwhile.
-    """
+def spill_manifest(tree: Worktree, path: str, array: ArrayState, key: bytes, new: Manifest) -> None:
+    """Write live refs, none of them to blobs of the session, into a tile as a manifest, without rows in memory."""
     with tree.lock:
-        before = spilled_of(array.tile_for_edit(key))
+        tile = array.pending.get(key)
+        before = None if tile is None else spilled_of(tile)
     layer, replaced = _put(tree, array, key, before, new)
     with tree.lock:
-        tree.begin_edit()
+        tree.begin_chunk_edits(path, array)
         tile = array.tile_for_edit(key)
         if tile.spilled is not before:
             # Another thread spilled it meanwhile. What was not merged is right on top of anything.
-            if layer is not None:
-                tree.writer.release(layer.slot)
             layer, replaced = _put_layer(tree, new), 0
         positions, rows = tile.to_rows()
         over = np.isin(positions, new.positions)
@@ -332,6 +328,4 @@ def _stack(
 ) -> None:
     """Put a layer on what was spilled of a tile, and let go of those that it replaces. The caller holds the lock."""
     below = spilled_of(tile) or SpilledTile(tree.writer)
-    for gone in below.layers[:replaced]:
-        tree.writer.release(gone.slot)
     tile.spilled = below.on_top(layer, replaced, refs, same)

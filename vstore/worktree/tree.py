@@ -6,6 +6,7 @@ for a moment; edits hold the one lock while they change the tables, never while 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import NamedTuple, TypeAlias
 
@@ -14,7 +15,7 @@ from vstore.blobs.virtual import VirtualReader
 from vstore.blobs.writer import BlobWriter
 from vstore.changes.dictionaries import Dictionaries
 from vstore.changes.pending import PendingKind, PendingRef
-from vstore.errors import InternalError, InvalidInputError, SessionStateError
+from vstore.errors import InternalError, InvalidInputError, NodeNotFoundError, SessionStateError
 from vstore.format.manifest import MAX_INLINE_BYTES
 from vstore.format.node import MAX_CONTENT_INLINE_BYTES
 from vstore.format.page import Child
@@ -80,6 +81,8 @@ class Worktree:
         self.nodes = NodeTable(blobs, self.contents, root, self.lock)
         self.dictionaries = Dictionaries()
         self.mutations = 0
+        self.spilling = ForkSafeLock(threading.Lock)
+        """Held by the thread that moves pending refs out of memory."""
         self.room_until = 0
         """After how many edits to look whether pending refs take too much memory."""
         self.closed: str | None = None
@@ -237,6 +240,17 @@ class Worktree:
         if old is not None:
             self.release(old)
         return True
+
+    def begin_chunk_edits(self, path: str, array: ArrayState) -> None:
+        """Count an edit of many chunks and keep the array among the drafts; raise if it is not at `path` any more.
+
+        The caller holds the lock.
+        """
+        node = self.nodes.node(path)
+        if node is None or node.array is not array:
+            raise NodeNotFoundError(f"the array at {path!r} was deleted or replaced while it was written to")
+        self.begin_edit()
+        self.nodes.drafts[path] = node
 
     def release(self, ref: PendingRef) -> None:
         """Let go of a pending ref's bytes."""
