@@ -56,6 +56,8 @@ NODE_POLICY = TreePolicy(leaf_bytes=16 * 1024, leaf_entries=4096, measure=measur
 TILE_POLICY = TreePolicy(leaf_bytes=4 * 1024, leaf_entries=64, measure=measure_pointer)
 MAX_TILES_IN_NODE = 4
 """More tile pointers than this go to a page tree of their own."""
+_REMEMBERED_REFS = 262_144
+"""How many refs of a commit stay in the cache, about 20 MiB: a large commit must not fill it with what none reads."""
 
 
 class EncodedTree(NamedTuple):
@@ -77,12 +79,13 @@ class _Encoder:
         self._batch = batch
         self._writer: BlobWriter = tree.writer
         self._packs: set[PackId] = set()
+        self._refs_to_remember = _REMEMBERED_REFS
 
     def encode(self) -> EncodedTree:
         changes = sorted((*self._node_changes(), *self._value_changes()), key=lambda change: change.key)
         base = self._tree.nodes.root
         root = update(self._tree.blobs, self._batch, base, changes, NODE_POLICY)
-        if self._batch.blobs:
+        if self._batch.length:
             self._packs.add(self._batch.pack.pack)
         return EncodedTree(root, bool(changes), frozenset(self._packs))
 
@@ -259,8 +262,10 @@ class _Encoder:
         data = encode_manifest(manifest)
         is_small = len(data) <= MAX_LAYER_INLINE_BYTES
         layer = Layer(data if is_small else self._batch.add(BlobKind.MANIFEST, data), len(manifest))
-        # The next session of this process starts from it.
-        remember_layer(layer, manifest)
+        if self._refs_to_remember >= len(manifest):
+            # The next session of this process starts from it.
+            self._refs_to_remember -= len(manifest)
+            remember_layer(layer, manifest)
         return layer
 
 
