@@ -112,7 +112,8 @@ def _release_dropped(old: Worktree, new: Worktree) -> None:
     from vstore.blobs.writer import BlobWriter
     from vstore.worktree.holding import held_slots
 
-    if isinstance(old.own, BlobWriter):
+    # What is in a pack stays there.
+    if isinstance(old.own, BlobWriter) and old.own.has_waiting_blobs:
         for slot in (held_slots(old) - held_slots(new)).elements():
             old.own.release(slot)
 

@@ -557,8 +557,13 @@ class Session:
         if self._is_read_only or self._is_copy:
             self._require_writable()
         # Before any lock is taken: a forked child may have inherited it locked.
-        self._tree.writer.check_usable()
-        return self._tree
+        tree = self._tree
+        tree.writer.check_usable()
+        if tree.mutations >= tree.room_until:
+            from vstore.worktree.spilling import make_room
+
+            make_room(tree)
+        return tree
 
     @property
     def state_token(self) -> tuple[object, ...]:

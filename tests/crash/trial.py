@@ -20,6 +20,7 @@ from vstore.ops.fsck import check
 from vstore.session import Session
 from vstore.storage.base import PackPolicy
 from vstore.testing.faults import Fault, FaultPlan, FaultyStorage
+from vstore.worktree.spilling import spill
 
 BASE = {
     "zarr.json": GROUP,
@@ -76,11 +77,23 @@ class Scenario:
         return self.finish(session)
 
 
+class Spilling(Scenario):
+    """One whose pending refs leave the memory whenever they can."""
+
+    def write(self, session: Session) -> None:
+        session.tree_for_writing().delete_folder(self.deleted)
+        for number, (key, value) in enumerate(self.edits.items()):
+            write(session, {key: value})
+            if number % 10 == 9:
+                spill(session.tree, fewest_refs=1)
+
+
 SCENARIOS = {
     "small": Scenario(EDITS, "gone"),
     "amend": Scenario(EDITS, "gone", "amend"),
     "flush": Scenario(EDITS, "gone", "flush"),
     "several packs": Scenario(MANY, "gone", storage=TinyPacks),
+    "spilled": Spilling(MANY, "gone", storage=TinyPacks),
 }
 
 

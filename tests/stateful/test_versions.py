@@ -10,6 +10,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
+import pytest
 from hypothesis.stateful import (
     Bundle,
     RuleBasedStateMachine,
@@ -23,6 +24,9 @@ from hypothesis.stateful import (
 import vstore
 from tests.repositories import quick_folder
 from vstore.ops.fsck import check
+from vstore.storage.base import PackPolicy
+from vstore.storage.local import LocalStorage
+from vstore.worktree import spilling
 from vstore.worktree.listing import iter_keys, list_folder, size_below
 
 PATHS = ["", "a", "g", "g/a", "g/b", "deep/er/x"]
@@ -228,3 +232,12 @@ def test_versions_with_the_sqlite_catalog() -> None:
 
 def test_versions_with_the_log_catalog() -> None:
     run_state_machine_as_test(LogVersions)
+
+
+def test_versions_of_sessions_that_keep_nothing_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same with pending refs that are spilled at each edit, and packs that are sealed after a chunk or two."""
+    monkeypatch.setattr(spilling, "MAX_PENDING_BYTES", 1)
+    monkeypatch.setattr(spilling, "_EDIT_BYTES", 1)
+    monkeypatch.setitem(spilling.spill.__kwdefaults__, "fewest_refs", 1)
+    monkeypatch.setattr(LocalStorage, "pack_policy", PackPolicy(3000, 1000, 64 * 1024))
+    run_state_machine_as_test(Versions)

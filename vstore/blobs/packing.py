@@ -143,11 +143,12 @@ class OpenPack:
         self.sink.discard()
 
     def _footer(self) -> Footer:
-        kept = np.array([offset not in self._failed for offset in self._offsets], dtype=bool)
+        offsets = np.frombuffer(self._offsets.tobytes(), dtype=np.uint64)
+        kept = np.isin(offsets, np.array([*self._failed], dtype=np.uint64), invert=True)
         digests = np.frombuffer(bytes(self._digests), dtype=np.uint8).reshape(-1, DIGEST_SIZE)
         return Footer(
             np.frombuffer(bytes(self._kinds), dtype=np.uint8)[kept],
             digests[kept],
-            np.frombuffer(self._offsets.tobytes(), dtype=np.uint64)[kept],
+            offsets[kept],
             np.frombuffer(self._lengths.tobytes(), dtype=np.uint64)[kept],
         )

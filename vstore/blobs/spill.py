@@ -39,7 +39,7 @@ class PackSpill:
         try:
             batch = writer.begin_metadata()
             yield batch
-            if batch.blobs:
+            if batch.length:
                 writer.finish(batch)
         finally:
             writer.close()

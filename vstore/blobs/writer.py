@@ -37,6 +37,7 @@ REMEMBERED_DIGESTS = 262_144
 """How many of a session's newest blobs are remembered for storing equal bytes once; bounds the memory for it."""
 MAX_SEALS_UNDER_WAY = 4
 _SEAL_TRIES = 3
+_HELD_METADATA_BYTES = 4 * 1024 * 1024
 _IN_MEMORY = 0xFFFF_FFFF
 
 
@@ -218,6 +219,25 @@ class BlobWriter:
                 if self._by_digest.get(waiting.digest) == slot:
                     del self._by_digest[waiting.digest]
 
+    def release_many(self, slots: npt.NDArray[np.uint64]) -> None:
+        """Release blobs, once for each time that they are named; costs little where most of them are in packs."""
+        with self._lock:
+            waiting = np.fromiter(self._waiting, dtype=np.uint64, count=len(self._waiting))
+        for slot in slots[np.isin(slots, waiting)].tolist():
+            self.release(slot)
+
+    @property
+    def has_waiting_blobs(self) -> bool:
+        """Whether any blob waits in memory, so that releasing it would save writing it."""
+        return bool(self._waiting)
+
+    def are_sealed(self, slots: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+        """Return which blobs lie in sealed packs: where they are now, they stay."""
+        with self._lock:
+            packs = np.frombuffer(self._pack_of, dtype=np.uint32)[slots]
+            moving = [_IN_MEMORY, *self._unsealed]
+        return ~np.isin(packs, np.array(moving, dtype=np.uint32))
+
     def read(self, slot: int, length: int) -> memoryview:
         """Return the bytes of a blob of this session."""
         with self._lock:
@@ -390,7 +410,8 @@ class BlobWriter:
         """Return a batch whose blobs will follow the data in the open pack; puts wait until it is over."""
         with self._lock:
             self._idle.wait_for(lambda: self._moves == 0 and not self._has_batch)
-            batch = MetadataBatch(self._open_pack())
+            is_staged = self._policy.direct_bytes is not None
+            batch = MetadataBatch(self._open_pack(), _HELD_METADATA_BYTES if is_staged else None)
             self._has_batch = True
             return batch
 
@@ -457,18 +478,28 @@ def _copy_blob(old: OpenPack, new: OpenPack, blob: Packed) -> int:
 
 
 class MetadataBatch:
-    """Metadata blobs of one commit, in memory, with their places at the end of a pack already known."""
+    """Metadata blobs of one commit at the end of a pack, with their places already known.
 
-    def __init__(self, pack: OpenPack) -> None:
+    Where packs are staged files they are written as they come, at most `hold_bytes` of them being in memory; elsewhere
+    all are (None), as is the pack.
+    """
+
+    def __init__(self, pack: OpenPack, hold_bytes: int | None = None) -> None:
         self.pack = pack
         self.start = pack.end
+        self._hold_bytes = hold_bytes
+        self._held_from = pack.end
         self.blobs: list[bytes] = []
+        """Those that are not written yet: the last ones."""
 
     def add(self, kind: BlobKind, data: bytes) -> BlobRef:
         """Append a blob and return its ref."""
         digest = blake3_digest(data)
         offset = self.pack.place(NO_SLOT, kind, digest, len(data))
         self.blobs.append(data)
+        if self._hold_bytes is not None and self.pack.end - self._held_from > self._hold_bytes:
+            self.pack.write(self._held_from, self.blobs)
+            self._held_from, self.blobs = self.pack.end, []
         return BlobRef(digest, self.pack.pack, offset, len(data))
 
     def add_page(self, data: bytes, page: Page) -> BlobRef:

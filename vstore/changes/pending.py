@@ -1,8 +1,8 @@
 """The chunk refs that a session wrote into one tile, not committed yet: 64 bytes each, and 2 to 6 for their index.
 
 Rows lie in one bytearray; positions are found by bisection while they are few and by a table of 16-bit row numbers
-once they are many (measured: 51 to 200 bytes a ref with 48-byte rows, 0.7 us a set). Not thread-safe: the change
-set's lock covers it.
+once they are many (measured: 51 to 200 bytes a ref with 48-byte rows, 0.7 us a set). Refs that were moved out of memory
+are in `spilled`, below these rows. Not thread-safe: the change set's lock covers it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import struct
 from array import array
 from bisect import bisect_left
 from enum import IntEnum
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -69,10 +69,21 @@ class PendingRef(msgspec.Struct, frozen=True):
     digest: bytes = _NO_DIGEST
 
 
-class PendingTile:
-    """The pending refs of one tile by position."""
+class SpilledRefs(Protocol):
+    """Older pending refs of a tile, which lie in manifests of the session: see `vstore.worktree.spilling`."""
 
-    __slots__ = ("_order", "_positions", "_rows", "_table", "changed", "inline")
+    @property
+    def memory_bytes(self) -> int:
+        """What is kept of them in memory."""
+
+
+class PendingTile:
+    """The pending refs of one tile by position: those in memory, over those that were `spilled`.
+
+    All methods see only those in memory; `vstore.worktree.spilling` reads both.
+    """
+
+    __slots__ = ("_order", "_positions", "_rows", "_table", "changed", "inline", "spilled")
 
     def __init__(self) -> None:
         self._rows = bytearray()
@@ -82,6 +93,7 @@ class PendingTile:
         self.inline = bytearray()
         self.changed = 0
         """How many refs differ from the base."""
+        self.spilled: SpilledRefs | None = None
 
     def __len__(self) -> int:
         return len(self._rows) // _ROW_SIZE
@@ -93,12 +105,14 @@ class PendingTile:
         other._positions, other._order = array("H", self._positions), array("H", self._order)
         other._table = None if self._table is None else array("H", self._table)
         other.changed = self.changed
+        other.spilled = self.spilled
         return other
 
     @property
     def memory_bytes(self) -> int:
         table = 2 * MAX_TILE_CHUNKS if self._table is not None else 4 * len(self._positions)
-        return len(self._rows) + len(self.inline) + table + 300
+        spilled = 0 if self.spilled is None else self.spilled.memory_bytes
+        return len(self._rows) + len(self.inline) + table + spilled + 300
 
     def get(self, position: int) -> PendingRef | None:
         """Return the ref at `position`, or None if the session did not write there."""
@@ -156,6 +170,20 @@ class PendingTile:
         self._order = array("H", np.arange(len(order), dtype=np.uint16).tobytes())
         self.changed = int(np.count_nonzero(rows["kind"] != PendingKind.UNCHANGED))
         self._densify()
+
+    def keep(self, positions: npt.NDArray[np.uint16], rows: npt.NDArray[Any], inline: bytes = b"") -> None:
+        """Have only these refs in memory: positions that are increasing, with their rows and inline bytes."""
+        self._rows, self.inline = bytearray(), bytearray(inline)
+        self._positions, self._order, self._table = array("H"), array("H"), None
+        self.changed = 0
+        if len(positions):
+            self.set_many(positions, rows)
+
+    def own_slots(self) -> npt.NDArray[np.uint64]:
+        """Return the slots of the session's blobs that refs in memory point at, one for each ref."""
+        rows = self.to_rows()[1]
+        slots: npt.NDArray[np.uint64] = rows["at"][rows["kind"] == PendingKind.OWN]
+        return slots
 
     def to_rows(self) -> tuple[npt.NDArray[np.uint16], npt.NDArray[Any]]:
         """Return positions, increasing, and copies of their rows."""

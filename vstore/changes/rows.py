@@ -48,6 +48,12 @@ NO_ROWS = ChunkRows(np.zeros(0, np.uint16), np.zeros(0, ROW_DTYPE))
 
 def from_manifest(manifest: Manifest, dictionaries: Dictionaries) -> ChunkRows:
     """Return the live refs of a merged manifest, numbered by `dictionaries`."""
+    every = with_deleted(manifest, dictionaries)
+    return select(every, manifest.kinds != ChunkKind.DELETED)
+
+
+def with_deleted(manifest: Manifest, dictionaries: Dictionaries) -> ChunkRows:
+    """Return all refs of a manifest, tombstones among them, numbered by `dictionaries`."""
     rows = np.zeros(len(manifest), ROW_DTYPE)
     rows["digest"] = manifest.digests
     rows["at"] = manifest.offsets
@@ -61,10 +67,7 @@ def from_manifest(manifest: Manifest, dictionaries: Dictionaries) -> ChunkRows:
         ]
         checks = np.array([0, *map(dictionaries.checksum_number, manifest.checksums)], dtype=np.uint32)
         rows["check"] = checks[manifest.checks]
-    live = manifest.kinds != ChunkKind.DELETED
-    if live.all():
-        return ChunkRows(manifest.positions, rows, manifest.inline)
-    return ChunkRows(manifest.positions[live], rows[live], manifest.inline)
+    return ChunkRows(manifest.positions, rows, manifest.inline)
 
 
 def translate(content: ChunkRows, numbered_by: Dictionaries, dictionaries: Dictionaries) -> ChunkRows:

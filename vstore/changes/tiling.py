@@ -71,6 +71,11 @@ def join_indices(
     return indices + np.array([t * e for t, e in zip(tile, extents, strict=True)], dtype=np.int64)
 
 
+def tile_reaches_into(tile: tuple[int, ...], extents: tuple[int, ...], limit: tuple[int, ...]) -> bool:
+    """Tell whether any position of the tile is within a grid of `limit` chunks."""
+    return all(t * e < bound for t, e, bound in zip(tile, extents, limit, strict=True))
+
+
 def tile_is_inside(tile: tuple[int, ...], extents: tuple[int, ...], limit: tuple[int, ...]) -> bool:
     """Tell whether every position of the tile is within a grid of `limit` chunks."""
     return all((t + 1) * e <= bound for t, e, bound in zip(tile, extents, limit, strict=True))

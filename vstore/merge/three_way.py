@@ -333,7 +333,7 @@ class _Merge:
         state = replace(onto, documents=contents, spec=spec)
         self._result.nodes.drafts[path] = state
         if state.array is not None and spec.array is not None:
-            state.array.take_spec(spec.array)
+            state.array.take_spec(spec.array, self._result.dictionaries)
             self._tasks.append(ArrayMerge(path, base, incoming, state, merged, cut))
 
     def _take_whole(self, states: NodeStates, *, take_incoming: bool) -> None:

@@ -21,7 +21,7 @@ from vstore.changes.documents import ArraySpec
 from vstore.changes.layering import IndexedLayer, LayeredTile
 from vstore.changes.pending import PendingKind, PendingRef, PendingTile
 from vstore.changes.rows import NO_ROWS, ChunkRows, from_manifest, overlay, select, translate
-from vstore.changes.tiling import join_indices, split_index, tile_is_inside
+from vstore.changes.tiling import join_indices, split_index, tile_is_inside, tile_reaches_into
 from vstore.format.manifest import ChunkKind, Manifest, decode_manifest
 from vstore.format.node import Layer, TilePointer, Tiles, decode_pointer, tile_key, tile_of
 from vstore.format.page import Totals
@@ -31,16 +31,19 @@ from vstore.locks import ForkSafeLock
 from vstore.tree import get as tree_get
 from vstore.tree import iter_entries
 from vstore.worktree.contents import ChunkSource, OwnBlob, StoredChunk, base_source
+from vstore.worktree.spilling import SpilledTile, Written, edits_in, spilled_of, unspill
 
 _DELETED = int(ChunkKind.DELETED)
 _REMEMBERED_TILES = 4096
 
 
 class PendingChunk(msgspec.Struct, frozen=True):
-    """What the edits say of a chunk: where it is (None: deleted), or that what the base holds there shows."""
+    """What the edits say of a chunk: where it is (None: none), or that what the base holds there shows."""
 
     source: ChunkSource | None
     shows_base: bool
+    spilled: SpilledTile | None = None
+    """Where to look first, outside the lock: its refs go before the base's."""
 
 
 class VisibleTile(msgspec.Struct, frozen=True):
@@ -92,12 +95,25 @@ class ArrayState:
         ref = None if pending is None else pending.get(position)
         if pending is not None and ref is not None and ref.kind != PendingKind.UNCHANGED:
             return PendingChunk(ref_source(ref, pending.inline, dictionaries), False)
-        return PendingChunk(None, ref is not None or self._base_shows(key, position))
+        if pending is None or pending.spilled is None or ref is not None:
+            return PendingChunk(None, ref is not None or self._base_shows(key, position))
+        spilled = spilled_of(pending)
+        assert spilled is not None
+        if spilled.is_unchanged(position):
+            return PendingChunk(None, True)
+        return PendingChunk(None, self._base_shows(key, position), spilled)
 
     def find(self, index: tuple[int, ...], dictionaries: Dictionaries) -> ChunkSource | None:
         """Return where a chunk's bytes are, or None if there are none."""
         key, position = self.locate(index)
-        pending = self.pending_chunk(key, position, dictionaries)
+        return self.resolve(key, position, self.pending_chunk(key, position, dictionaries))
+
+    def resolve(self, key: bytes, position: int, pending: PendingChunk) -> ChunkSource | None:
+        """Return where a chunk's bytes are, given what the edits in memory say; needs no lock."""
+        if pending.spilled is not None:
+            found = pending.spilled.find(position)
+            if found is not None:
+                return None if found[0].manifest.kinds[found[1]] == ChunkKind.DELETED else base_source(*found)
         return self.find_base(key, position) if pending.shows_base else pending.source
 
     def index_at(self, key: bytes, position: int) -> tuple[int, ...]:
@@ -195,7 +211,10 @@ class ArrayState:
         shown = self.shown_mask(tile, positions)
         if pending is not None:
             with self._lock:
-                written, rows = pending.to_rows()
+                edits = edits_in(pending)
+            # What the rows number is of no interest here.
+            content = edits.rows(Dictionaries())
+            written, rows = content.positions, content.rows
             same = written[rows["kind"] == PendingKind.UNCHANGED]
             shown = (shown & ~np.isin(positions, written)) | np.isin(positions, same)
             live = (rows["kind"] != PendingKind.DELETED) & (rows["kind"] != PendingKind.UNCHANGED)
@@ -234,9 +253,8 @@ class ArrayState:
 
         `own` are the dictionaries of this array's edits.
         """
-        with self._lock:
-            pending = self.pending.get(key)
-            written = None if pending is None else (*pending.to_rows(), bytes(pending.inline))
+        edits = self.written(key)
+        written = None if edits is None else edits.rows(own)
         base = None if self.cleared and written is None else self.base_tile(key)
         below = NO_ROWS
         if base is not None:
@@ -244,21 +262,26 @@ class ArrayState:
         shown = self.shown_mask(tile_of(key), below.positions)
         if written is None:
             return select(below, shown)
-        at, rows, inline = written
+        at, rows, inline = written.positions, written.rows, written.inline
         if positions is not None:
             wanted = np.isin(at, positions)
             at, rows = at[wanted], rows[wanted]
         # What was written and equals the base shows the base even where the rest of it is hidden.
         same = at[rows["kind"] == PendingKind.UNCHANGED]
         below = select(below, shown | np.isin(below.positions, same))
-        edits = translate(ChunkRows(at, rows, inline), own, dictionaries)
-        return overlay(below, at, edits.rows, edits.inline)
+        over = translate(ChunkRows(at, rows, inline), own, dictionaries)
+        return overlay(below, at, over.rows, over.inline)
+
+    def written(self, key: bytes) -> Written | None:
+        """Return what the session wrote into a tile; None if it wrote nothing."""
+        with self._lock:
+            pending = self.pending.get(key)
+            return None if pending is None else edits_in(pending)
 
     def written_positions(self, key: bytes) -> npt.NDArray[np.uint16]:
         """Return the positions of a tile that the session wrote, increasing."""
-        with self._lock:
-            pending = self.pending.get(key)
-            return np.zeros(0, np.uint16) if pending is None else pending.to_rows()[0]
+        edits = self.written(key)
+        return np.zeros(0, np.uint16) if edits is None else edits.rows(Dictionaries()).positions
 
     @property
     def is_edited(self) -> bool:
@@ -286,43 +309,49 @@ class ArrayState:
             tile = self.pending[key] = PendingTile()
         return tile
 
-    def take_spec(self, spec: ArraySpec) -> list[PendingRef]:
-        """Follow the array's document: what lies outside a smaller grid is dropped and returned."""
+    def take_spec(self, spec: ArraySpec, own: Dictionaries) -> npt.NDArray[np.uint64]:
+        """Follow the array's document: what lies outside a smaller grid is dropped.
+
+        Returns the slots of the session's blobs that dropped refs pointed at, one for each ref. `own` are the
+        dictionaries of this array's edits.
+        """
         old, self.spec = self.spec.grid, spec
         if spec.grid is None or old is None or all(n >= o for n, o in zip(spec.grid, old, strict=True)):
-            return []
+            return _NO_SLOTS
         bounds = self.limit or old
         self.limit = tuple(map(min, bounds, spec.grid))
-        return self._drop_outside(spec.grid)
+        return self._drop_outside(spec.grid, own)
 
-    def _drop_outside(self, grid: tuple[int, ...]) -> list[PendingRef]:
-        dropped: list[PendingRef] = []
+    def _drop_outside(self, grid: tuple[int, ...], own: Dictionaries) -> npt.NDArray[np.uint64]:
+        dropped = [_NO_SLOTS]
         bounds = np.array(grid, dtype=np.int64)
         for key, tile in list(self.pending.items()):
+            if tile_is_inside(tile_of(key), self.extents, grid):
+                continue
+            if not tile_reaches_into(tile_of(key), self.extents, grid):
+                dropped.append(tile.own_slots())
+                del self.pending[key]
+                continue
+            # Only the tiles at the new edge are read. Another worktree may share the old one.
+            tile = self.pending[key] = tile.copy()
+            unspill(tile, own)
             positions, rows = tile.to_rows()
             inside = (join_indices(tile_of(key), positions, self.extents) < bounds).all(axis=1)
-            if inside.all():
-                continue
-            dropped += [ref for p in positions[~inside].tolist() if (ref := tile.get(p)) is not None]
-            kept = PendingTile()
-            kept.inline = tile.inline
-            kept.set_many(positions[inside], rows[inside])
-            self.pending[key] = kept
-            if not len(kept):
+            dropped.append(rows["at"][~inside & (rows["kind"] == PendingKind.OWN)])
+            tile.keep(positions[inside], rows[inside], bytes(tile.inline))
+            if not len(tile):
                 del self.pending[key]
-        return dropped
+        return np.concatenate(dropped)
 
-    def clear(self) -> list[PendingRef]:
-        """Hide everything; return the pending refs that are gone."""
-        gone = [
-            ref
-            for tile in self.pending.values()
-            for position in tile.to_rows()[0].tolist()
-            if (ref := tile.get(position)) is not None
-        ]
+    def clear(self) -> npt.NDArray[np.uint64]:
+        """Hide everything; return the slots of the session's blobs that were held, once for each ref."""
+        gone = [_NO_SLOTS, *(tile.own_slots() for tile in self.pending.values())]
         self.pending = {}
         self.cleared = self.base is not None
-        return gone
+        return np.concatenate(gone)
+
+
+_NO_SLOTS = np.zeros(0, dtype=np.uint64)
 
 
 def resolve_tile(reader: BlobReader, pointer: TilePointer) -> LayeredTile:

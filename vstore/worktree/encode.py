@@ -21,7 +21,8 @@ from vstore.changes.layering import (
     same_refs,
     select_rows,
 )
-from vstore.changes.pending import PendingKind, PendingTile
+from vstore.changes.pending import PendingKind
+from vstore.changes.rows import NO_ROWS
 from vstore.format.envelope import BlobKind
 from vstore.format.manifest import ChunkKind, Manifest, encode_manifest
 from vstore.format.node import (
@@ -48,12 +49,15 @@ from vstore.tree import get as tree_get
 from vstore.worktree.arrays import ArrayState, remember_layer, resolve_tile, tile_is_cached
 from vstore.worktree.contents import Content, OwnBlob
 from vstore.worktree.nodes import NodeState
+from vstore.worktree.spilling import SpilledLayer, Written
 from vstore.worktree.tree import Worktree
 
 NODE_POLICY = TreePolicy(leaf_bytes=16 * 1024, leaf_entries=4096, measure=measure_node)
 TILE_POLICY = TreePolicy(leaf_bytes=4 * 1024, leaf_entries=64, measure=measure_pointer)
 MAX_TILES_IN_NODE = 4
 """More tile pointers than this go to a page tree of their own."""
+_REMEMBERED_REFS = 262_144
+"""How many refs of a commit stay in the cache, about 20 MiB: a large commit must not fill it with what none reads."""
 
 
 class EncodedTree(NamedTuple):
@@ -75,12 +79,13 @@ class _Encoder:
         self._batch = batch
         self._writer: BlobWriter = tree.writer
         self._packs: set[PackId] = set()
+        self._refs_to_remember = _REMEMBERED_REFS
 
     def encode(self) -> EncodedTree:
         changes = sorted((*self._node_changes(), *self._value_changes()), key=lambda change: change.key)
         base = self._tree.nodes.root
         root = update(self._tree.blobs, self._batch, base, changes, NODE_POLICY)
-        if self._batch.blobs:
+        if self._batch.length:
             self._packs.add(self._batch.pack.pack)
         return EncodedTree(root, bool(changes), frozenset(self._packs))
 
@@ -165,7 +170,12 @@ class _Encoder:
 
     def _tile_pointer(self, array: ArrayState, key: bytes, before: TilePointer | None) -> TilePointer | None:
         """Return the pointer of a tile with the session's edits; None if no chunk is left."""
-        positions, rows, inline = _edits_of(array, key)
+        edits = array.written(key)
+        assert edits is not None or before is not None
+        spilled = None if edits is None or before is not None else edits.only_layer
+        if spilled is not None:
+            return self._spilled_pointer(spilled)
+        positions, rows, inline = _rows_of(edits, self._tree.dictionaries)
         hides = array.cleared or array.limit is not None
         base: Manifest | None = None
         if before is not None and (hides or self._is_at_hand(before)):
@@ -182,6 +192,12 @@ class _Encoder:
         if totals.exact and totals.chunks == 0:
             return None
         return TilePointer(layers, totals)
+
+    def _spilled_pointer(self, layer: SpilledLayer) -> TilePointer:
+        """Return the pointer of a tile whose refs are a manifest in a pack already."""
+        blob = self._stored(OwnBlob(layer.slot, layer.length, layer.digest), BlobKind.MANIFEST)
+        self._packs.update(layer.packs)
+        return TilePointer((Layer(blob, layer.ref_count),), layer.totals)
 
     def _is_at_hand(self, pointer: TilePointer) -> bool:
         """Tell whether a tile's layers need not be fetched from an object store."""
@@ -246,16 +262,18 @@ class _Encoder:
         data = encode_manifest(manifest)
         is_small = len(data) <= MAX_LAYER_INLINE_BYTES
         layer = Layer(data if is_small else self._batch.add(BlobKind.MANIFEST, data), len(manifest))
-        # The next session of this process starts from it.
-        remember_layer(layer, manifest)
+        if self._refs_to_remember >= len(manifest):
+            # The next session of this process starts from it.
+            self._refs_to_remember -= len(manifest)
+            remember_layer(layer, manifest)
         return layer
 
 
-def _edits_of(
-    array: ArrayState, key: bytes
+def _rows_of(
+    edits: Written | None, dictionaries: Dictionaries
 ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[Any], bytes | bytearray]:
-    pending = array.pending.get(key, PendingTile())
-    return (*pending.to_rows(), pending.inline)
+    content = NO_ROWS if edits is None else edits.rows(dictionaries)
+    return content.positions, content.rows, content.inline
 
 
 def _with_tombstones(
@@ -299,9 +317,10 @@ def pending_manifest(
     if own.any():
         # Own packs are numbered from 0, other sessions' packs after them.
         numbers, own_offsets = writer.locate(offsets[own])
-        sources[kinds == PendingKind.STORED] += len(writer.pack_ids)
+        own_packs = list(writer.pack_ids)
+        sources[kinds == PendingKind.STORED] += len(own_packs)
         sources[own], offsets[own] = numbers, own_offsets
-        names = [*writer.pack_ids, *dictionaries.packs.names]
+        names = [*own_packs, *dictionaries.packs.names]
         kinds[own] = ChunkKind.STORED
     else:
         names = dictionaries.packs.names

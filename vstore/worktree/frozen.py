@@ -5,7 +5,7 @@ Bytes that are in a pack, sealed or staged on a local disk, are read from there;
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vstore.blobs.writer import BlobWriter, WriterState
 from vstore.changes.dictionaries import Dictionaries
@@ -20,6 +20,7 @@ from vstore.storage.base import Storage
 from vstore.worktree.arrays import ArrayState
 from vstore.worktree.contents import Content
 from vstore.worktree.nodes import NodeState
+from vstore.worktree.spilling import spilled_of
 from vstore.worktree.tree import Worktree
 
 
@@ -130,4 +131,8 @@ def _thaw_node(tree: Worktree, path: str, frozen: FrozenNode) -> NodeState:
         array = ArrayState(tree.blobs, frozen.node_id, spec.array, frozen.array.extents, tiles, tree.lock)
         array.cleared, array.limit = frozen.array.cleared, frozen.array.limit
         array.pending = frozen.array.pending
+        for tile in array.pending.values():
+            spilled = spilled_of(tile)
+            if spilled is not None:
+                tile.spilled = replace(spilled, own=tree.own)
     return NodeState(path, frozen.node_id, frozen.documents, spec, array)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from vstore.changes.pending import PendingKind
 from vstore.worktree.contents import Content, OwnBlob
 from vstore.worktree.tree import Worktree
 
@@ -18,8 +17,7 @@ def held_slots(tree: Worktree) -> Counter[int]:
             continue
         slots.update(_slots_of(node.documents.values()))
         for tile in node.array.pending.values() if node.array is not None else ():
-            rows = tile.to_rows()[1]
-            slots.update(rows["at"][rows["kind"] == PendingKind.OWN].tolist())
+            slots.update(tile.own_slots().tolist())
     return slots
 
 

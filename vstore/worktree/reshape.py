@@ -74,8 +74,7 @@ def _reshaped(
         node_id = base.node_id if base is not None and base.tiles is None else new_node_id()
         return NodeState(path, node_id, documents, spec, None)
     if old is not None and old.array is not None and _spells_alike(old.array.spec, spec.array):
-        for ref in old.array.take_spec(spec.array):
-            tree.release(ref)
+        tree.writer.release_many(old.array.take_spec(spec.array, tree.dictionaries))
         return NodeState(path, old.node_id, documents, spec, old.array)
     array = _new_array(tree, path, spec.array)
     state = NodeState(path, array.node_id, documents, spec, array)

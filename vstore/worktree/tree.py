@@ -6,6 +6,7 @@ for a moment; edits hold the one lock while they change the tables, never while 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -15,7 +16,7 @@ from vstore.blobs.reader import BlobReader
 from vstore.blobs.virtual import VirtualReader
 from vstore.changes.dictionaries import Dictionaries
 from vstore.changes.pending import PendingKind, PendingRef
-from vstore.errors import InternalError, InvalidInputError, SessionStateError
+from vstore.errors import InternalError, InvalidInputError, NodeNotFoundError, SessionStateError
 from vstore.format.manifest import MAX_INLINE_BYTES, ChunkKind
 from vstore.format.node import MAX_CONTENT_INLINE_BYTES
 from vstore.format.page import Child
@@ -96,6 +97,10 @@ class Worktree:
         self.nodes = NodeTable(blobs, self.contents, root, self.lock)
         self.dictionaries = Dictionaries()
         self.mutations = 0
+        self.spilling = ForkSafeLock(threading.Lock)
+        """Held by the thread that moves pending refs out of memory."""
+        self.room_until = 0
+        """After how many edits to look whether pending refs take too much memory."""
         self.closed: str | None = None
         """Why nothing may be edited any more, or just now."""
         self.inline_bytes = min(inline_bytes, MAX_INLINE_BYTES)
@@ -166,12 +171,11 @@ class Worktree:
     def _source(self, route: Place | Document | Value, key: str) -> ChunkSource | BlobRef | None:
         if not isinstance(route, Document | Value):
             _, array, tile, position = route
-            if self._may_be_edited(array):
-                with self.lock:
-                    pending = array.pending_chunk(tile, position, self.dictionaries)
-                if not pending.shows_base:
-                    return pending.source
-            return array.find_base(tile, position)
+            if not self._may_be_edited(array):
+                return array.find_base(tile, position)
+            with self.lock:
+                pending = array.pending_chunk(tile, position, self.dictionaries)
+            return array.resolve(tile, position, pending)
         if isinstance(route, Document):
             node = self.nodes.node(route.path)
             if node is not None and route.name in node.documents:
@@ -306,6 +310,17 @@ class Worktree:
             self.release(old)
         return True
 
+    def begin_chunk_edits(self, path: str, array: ArrayState) -> None:
+        """Count an edit of many chunks and keep the array among the drafts; raise if it is not at `path` any more.
+
+        The caller holds the lock.
+        """
+        node = self.nodes.node(path)
+        if node is None or node.array is not array:
+            raise NodeNotFoundError(f"the array at {path!r} was deleted or replaced while it was written to")
+        self.begin_edit()
+        self.nodes.drafts[path] = node
+
     def release(self, ref: PendingRef) -> None:
         """Let go of a pending ref's bytes."""
         if ref.kind == PendingKind.OWN:
@@ -394,8 +409,7 @@ class Worktree:
         for path in [p for p in nodes.drafts if p == folder or p.startswith(folder + "/" if folder else "")]:
             state = nodes.drafts.pop(path)
             if state is not None and state.array is not None:
-                for ref in state.array.clear():
-                    self.release(ref)
+                self.writer.release_many(state.array.clear())
         for key in [k for k in nodes.values if k.startswith(folder + "/" if folder else "")]:
             content = nodes.values.pop(key)
             if isinstance(content, OwnBlob):
@@ -409,8 +423,7 @@ class Worktree:
             return
         if inside == encoding.leading:
             self.nodes.drafts[owner.path] = owner
-            for ref in array.clear():
-                self.release(ref)
+            self.writer.release_many(array.clear())
             return
         for indices, _ in list(array.iter_indices()):
             for index in map(tuple, indices.tolist()):

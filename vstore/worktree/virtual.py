@@ -1,41 +1,72 @@
-"""Setting virtual chunk refs in bulk: columns in, pending rows out, no Python object per chunk."""
+"""Setting virtual chunk refs in bulk: columns in, one manifest or block of rows for each tile, no object per chunk.
+
+Many refs go to manifests of the session at once (`spilling`) and never lie in memory as pending rows.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import index
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from vstore.blobs.virtual import file_path
+from vstore.changes.dictionaries import Dictionaries
 from vstore.changes.pending import ROW_DTYPE, PendingKind
-from vstore.changes.tiling import split_indices
 from vstore.errors import InvalidInputError, NodeNotFoundError
-from vstore.format.manifest import Checksum
+from vstore.format.manifest import Checksum, ChunkKind, Manifest
 from vstore.format.node import tile_key
+from vstore.ids import DIGEST_SIZE
 from vstore.worktree.arrays import ArrayState
+from vstore.worktree.spilling import count_refs, make_room, spill_manifest
 from vstore.worktree.tree import Worktree
+
+_MANY = 65_536
+"""A call with fewer refs leaves them in memory: their manifests then lie with the commit's other metadata."""
+_FEWEST_IN_MANIFEST = 64
+
+
+class TilePart(NamedTuple):
+    """The refs that fall into one tile: increasing `positions`, u16[n], and columns as those of `VirtualColumns`."""
+
+    key: bytes
+    positions: npt.NDArray[np.uint16]
+    numbers: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.uint64]
+    lengths: npt.NDArray[np.uint64]
+    checks: npt.NDArray[np.int32]
+
+    def present(self) -> TilePart:
+        """Return only the refs that have a location."""
+        keep = self.numbers >= 0
+        if keep.all():
+            return self
+        columns = (self.numbers[keep], self.offsets[keep], self.lengths[keep], self.checks[keep])
+        return TilePart(self.key, self.positions[keep], *columns)
 
 
 @dataclass(frozen=True, slots=True)
 class VirtualColumns:
-    """Virtual refs of a box of chunks: one row for each that has a location.
+    """Virtual refs of a box of chunks of shape `grid` from index `start`; columns have that shape.
 
-    `indices` i64[n, d] relative to the array; `names` the distinct locations and `numbers` i64[n] into them;
-    `checksums` is one for all, or one for each row.
+    `names` are the distinct locations and `numbers` (i32) say which, -1 for none; `checksums` and `checks` likewise,
+    but `checks` may be one for all.
     """
 
-    indices: npt.NDArray[np.int64]
+    grid: tuple[int, ...]
+    start: tuple[int, ...]
     names: list[str]
-    numbers: npt.NDArray[np.int64]
+    numbers: npt.NDArray[np.int32]
     offsets: npt.NDArray[np.uint64]
     lengths: npt.NDArray[np.uint64]
-    checksums: Checksum | list[Checksum | None] | None
+    checksums: list[Checksum]
+    checks: npt.NDArray[np.int32]
 
     @classmethod
     def build(
@@ -57,23 +88,61 @@ class VirtualColumns:
                 f"offsets and {len(sizes[1])} lengths"
             )
         first = _offset(start, len(grid))
-        present = np.flatnonzero(numbers >= 0)
-        if (sizes[1][present] == 0).any():
+        if ((sizes[1] == 0) & (numbers >= 0)).any():
             raise InvalidInputError("a virtual chunk has length 0; leave its location empty instead")
-        indices = (
-            np.stack(np.unravel_index(present, grid), axis=-1)
-            if grid
-            else np.zeros((len(present), 0), np.int64)
-        )
-        indices = indices.astype(np.int64) + np.array(first, dtype=np.int64)
-        checks: Checksum | list[Checksum | None] | None
-        if isinstance(checksum, Sequence | np.ndarray) and not isinstance(checksum, str):
-            if len(checksum) != count:
-                raise InvalidInputError(f"got {len(checksum)} checksums for {count} references")
-            checks = [_checksum(checksum[row]) for row in present.tolist()]
-        else:
-            checks = _checksum(checksum)
-        return cls(indices, names, numbers[present], sizes[0][present], sizes[1][present], checks)
+        checksums, checks = _number_checksums(checksum, count, numbers)
+        checks = checks.reshape(grid) if len(checks) == count else checks
+        boxes = numbers.reshape(grid), sizes[0].reshape(grid), sizes[1].reshape(grid)
+        return cls(grid, first, names, *boxes, checksums, checks)
+
+    def is_inside(self, grid: tuple[int, ...]) -> bool:
+        """Tell whether all refs lie in an array's chunk grid; empty locations may lie outside."""
+        for dimension, (first, bound) in enumerate(zip(self.start, grid, strict=True)):
+            beyond = (slice(None),) * dimension + (slice(max(bound - first, 0), None),)
+            if (self.numbers[beyond] >= 0).any():
+                return False
+        return True
+
+    def iter_parts(self, extents: tuple[int, ...]) -> Iterator[TilePart]:
+        """Yield what falls into each tile; tiles without any ref are left out."""
+        if not self.numbers.size:
+            return
+        spans = [
+            [
+                _Span.build(tile, extent, first, size)
+                for tile in range(first // extent, -(-(first + size) // extent))
+            ]
+            for first, size, extent in zip(self.start, self.grid, extents, strict=True)
+        ]
+        for tile in itertools.product(*spans):
+            box = tuple(span.chunks for span in tile)
+            positions = np.zeros(1, dtype=np.int64)
+            for span, extent in zip(tile, extents, strict=True):
+                positions = (positions[:, None] * extent + span.inside).ravel()
+            checks = self.checks[box] if self.checks.shape == self.grid else self.checks
+            part = TilePart(
+                tile_key(tuple(span.tile for span in tile)),
+                positions.astype(np.uint16),
+                self.numbers[box].ravel(),
+                self.offsets[box].ravel(),
+                self.lengths[box].ravel(),
+                np.broadcast_to(checks.ravel(), len(positions)),
+            )
+            if (part.numbers >= 0).any():
+                yield part.present()
+
+
+class _Span(NamedTuple):
+    """Where a box and a tile meet along one dimension: the box's chunks, and their coordinates in the tile."""
+
+    tile: int
+    chunks: slice
+    inside: npt.NDArray[np.int64]
+
+    @classmethod
+    def build(cls, tile: int, extent: int, first: int, size: int) -> _Span:
+        low, high = max(tile * extent, first), min((tile + 1) * extent, first + size)
+        return cls(tile, slice(low - first, high - first), np.arange(low, high) - tile * extent)
 
 
 def _offset(start: tuple[int, ...] | None, ndim: int) -> tuple[int, ...]:
@@ -107,10 +176,10 @@ def _column(values: npt.NDArray[Any], what: str) -> npt.NDArray[np.uint64]:
         raise InvalidInputError(f"{what} must be integers of 0 and more")
     if len(column) and int(np.max(column)) >= 2**61:
         raise InvalidInputError(f"{what} must be less than 2**61")
-    return column.astype(np.uint64)
+    return column.astype(np.uint64, copy=False)
 
 
-def _number_locations(locations: Sequence[str] | npt.NDArray[Any]) -> tuple[list[str], npt.NDArray[np.int64]]:
+def _number_locations(locations: Sequence[str] | npt.NDArray[Any]) -> tuple[list[str], npt.NDArray[np.int32]]:
     """Return the distinct locations, each checked once, and each row's number among them (-1: empty)."""
     numbers: dict[str, int] = {"": -1}
     runs: list[int] = []
@@ -125,70 +194,110 @@ def _number_locations(locations: Sequence[str] | npt.NDArray[Any]) -> tuple[list
         runs.append(number)
         lengths.append(sum(1 for _ in run))
     del numbers[""]
-    return list(numbers), np.repeat(np.array(runs, dtype=np.int64), lengths)
+    return list(numbers), np.repeat(np.array(runs, dtype=np.int32), lengths)
+
+
+def _number_checksums(
+    checksum: Any, count: int, numbers: npt.NDArray[np.int32]
+) -> tuple[list[Checksum], npt.NDArray[np.int32]]:
+    """Return the distinct checksums, and each row's number among them or the one of all rows (0: none, else from 1)."""
+    if not isinstance(checksum, Sequence | np.ndarray) or isinstance(checksum, str):
+        one = _checksum(checksum)
+        return ([], np.zeros(1, np.int32)) if one is None else ([one], np.ones(1, np.int32))
+    if len(checksum) != count:
+        raise InvalidInputError(f"got {len(checksum)} checksums for {count} references")
+    found: dict[Checksum | None, int] = {None: 0}
+    checks = np.zeros(count, dtype=np.int32)
+    for row in np.flatnonzero(numbers >= 0).tolist():
+        checks[row] = found.setdefault(_checksum(checksum[row]), len(found))
+    del found[None]
+    return [one for one in found if one is not None], checks
 
 
 def set_virtual_refs(tree: Worktree, path: str, columns: VirtualColumns) -> None:
-    """Point the chunks of `columns` at their sources."""
+    """Point the chunks of `columns` at their sources.
+
+    Raises before anything is changed, unless the array is deleted or the session committed by another thread meanwhile.
+    """
     with tree.lock:
-        node = tree.nodes.node(path)
-        if node is None or node.array is None:
-            raise NodeNotFoundError(f"there is no array at {path!r}; create it first")
-        array = node.array
-        _check_indices(path, array, columns.indices)
+        array = _require_array(tree, path)
+        _check_box(path, array, columns)
         tree.begin_edit()
-        tree.nodes.drafts[path] = node
-        rows = _rows(tree, columns)
-        for key, positions, selected in _by_tile(array, columns.indices):
-            tile = array.tile_for_edit(key)
-            for position in positions.tolist() if len(tile) else ():
-                old = tile.get(position)
-                if old is not None:
-                    tree.release(old)
-            tile.set_many(positions, rows[selected])
+    is_many = columns.numbers.size >= _MANY
+    for part in columns.iter_parts(array.extents):
+        if is_many and len(part.positions) >= _FEWEST_IN_MANIFEST:
+            spill_manifest(tree, path, array, part.key, _manifest(columns, part))
+        else:
+            _set_rows(tree, path, array, columns, part)
+    if tree.mutations >= tree.room_until:
+        make_room(tree)
 
 
-def _check_indices(path: str, array: ArrayState, indices: npt.NDArray[np.int64]) -> None:
+def _require_array(tree: Worktree, path: str) -> ArrayState:
+    node = tree.nodes.node(path)
+    if node is None or node.array is None:
+        raise NodeNotFoundError(f"there is no array at {path!r}; create it first")
+    return node.array
+
+
+def _check_box(path: str, array: ArrayState, columns: VirtualColumns) -> None:
     spec = array.spec
-    if indices.shape[1] != spec.ndim:
+    if len(columns.grid) != spec.ndim:
         raise InvalidInputError(
-            f"array {path!r} has {spec.ndim} dimensions; the references have {indices.shape[1]}"
+            f"array {path!r} has {spec.ndim} dimensions; the references have {len(columns.grid)}"
         )
-    if (
-        spec.grid is not None
-        and len(indices)
-        and (indices.max(axis=0) >= np.array(spec.grid, np.int64)).any()
-    ):
+    if spec.grid is not None and not columns.is_inside(spec.grid):
         raise InvalidInputError(f"some references lie outside the chunk grid {spec.grid} of array {path!r}")
 
 
-def _rows(tree: Worktree, columns: VirtualColumns) -> npt.NDArray[Any]:
-    rows = np.zeros(len(columns.indices), dtype=ROW_DTYPE)
-    names = np.array(
-        [tree.dictionaries.locations.number(name) for name in columns.names] or [0], dtype=np.uint32
+def _manifest(columns: VirtualColumns, part: TilePart) -> Manifest:
+    count = len(part.positions)
+    used, sources = _used(part.numbers)
+    checks_used, checks = _used(part.checks)
+    has_none = int(len(checks_used) > 0 and checks_used[0] == 0)
+    return Manifest(
+        part.positions,
+        np.full(count, ChunkKind.VIRTUAL, np.uint8),
+        sources,
+        part.offsets,
+        part.lengths,
+        # 0 stands for none, whether any ref has none or not.
+        checks + np.uint32(1 - has_none),
+        np.zeros((count, DIGEST_SIZE), np.uint8),
+        b"",
+        (),
+        tuple(columns.names[number] for number in used.tolist()),
+        tuple(columns.checksums[number - 1] for number in checks_used[has_none:].tolist()),
     )
-    rows["source"] = names[columns.numbers]
-    rows["at"], rows["length"] = columns.offsets, columns.lengths
+
+
+def _used(numbers: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint32]]:
+    """Return the distinct numbers, increasing, and the place of each row's number among them."""
+    # Neighbours mostly have the same: what is sorted is one of each run.
+    starts = np.flatnonzero(np.concatenate(([True], numbers[1:] != numbers[:-1])))
+    used, places = np.unique(numbers[starts], return_inverse=True)
+    return used, np.repeat(places.astype(np.uint32), np.diff(starts, append=len(numbers)))
+
+
+def _set_rows(tree: Worktree, path: str, array: ArrayState, columns: VirtualColumns, part: TilePart) -> None:
+    with tree.lock:
+        tree.begin_chunk_edits(path, array)
+        rows = _rows(tree.dictionaries, columns, part)
+        tile = array.tile_for_edit(part.key)
+        positions, old = tile.to_rows()
+        gone = np.isin(positions, part.positions) & (old["kind"] == PendingKind.OWN)
+        tree.writer.release_many(old["at"][gone])
+        tile.set_many(part.positions, rows)
+        count_refs(tree, len(rows))
+
+
+def _rows(dictionaries: Dictionaries, columns: VirtualColumns, part: TilePart) -> npt.NDArray[Any]:
+    rows = np.zeros(len(part.positions), dtype=ROW_DTYPE)
+    used, places = _used(part.numbers)
+    rows["source"] = dictionaries.locations.numbers([columns.names[n] for n in used.tolist()])[places]
+    rows["at"], rows["length"] = part.offsets, part.lengths
     rows["kind"] = PendingKind.VIRTUAL
-    if isinstance(columns.checksums, list):
-        numbers = [tree.dictionaries.checksum_number(checksum) for checksum in columns.checksums]
-        rows["check"] = np.array(numbers, dtype=np.uint32)
-    else:
-        rows["check"] = tree.dictionaries.checksum_number(columns.checksums)
+    used, places = _used(part.checks)
+    checks = [dictionaries.checksum_number(columns.checksums[n - 1]) if n else 0 for n in used.tolist()]
+    rows["check"] = np.array(checks, dtype=np.uint32)[places]
     return rows
-
-
-def _by_tile(
-    array: ArrayState, indices: npt.NDArray[np.int64]
-) -> list[tuple[bytes, npt.NDArray[np.uint16], npt.NDArray[np.int64]]]:
-    """Return, for each tile, its key, the positions in it, and the rows that go there."""
-    if len(indices) == 0:
-        return []
-    tiles, positions = split_indices(indices, array.extents)
-    if tiles.shape[1] == 0:
-        return [(tile_key(()), positions, np.arange(len(indices)))]
-    order = np.lexsort(tiles.T[::-1])
-    changes = np.flatnonzero((tiles[order][1:] != tiles[order][:-1]).any(axis=1)) + 1
-    return [
-        (tile_key(tuple(tiles[rows[0]].tolist())), positions[rows], rows) for rows in np.split(order, changes)
-    ]

@@ -181,3 +181,49 @@ def test_nothing_is_put_after_closing(storage: LocalStorage) -> None:
     assert list(storage.list("staging/")) == []
     with pytest.raises(SessionStateError):
         put(writer, b"more")
+
+
+def test_metadata_is_written_as_it_comes(storage: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large commit's metadata does not lie in memory; what was written of a commit that failed is overwritten."""
+    monkeypatch.setattr("vstore.blobs.writer._HELD_METADATA_BYTES", 10_000)
+    plan = FaultPlan()
+    writer = BlobWriter(FaultyStorage(storage, plan))
+    chunk = put(writer, b"c" * 1000)
+    for attempt in ("dropped", "failed", "kept"):
+        writer.flush()
+        batch = writer.begin_metadata()
+        blobs = [f"{attempt} {n}".encode() * 300 for n in range(100)] + [attempt.encode() * 20_000]
+        refs = []
+        for blob in blobs:
+            refs.append(batch.add(BlobKind.MANIFEST, blob))
+            assert sum(map(len, batch.blobs)) <= 10_000
+        if attempt == "dropped":
+            writer.drop_metadata(batch)
+        elif attempt == "failed":
+            plan.reset()
+            plan.inject(1, Fault.NOT_APPLIED)
+            with pytest.raises(StorageError):
+                writer.finish(batch)
+            plan.reset()
+        else:
+            writer.finish(batch)
+    reader = BlobReader(storage)
+    assert [reader.whole(ref, "metadata") for ref in refs] == blobs
+    footer = reader.footer(refs[0].pack)
+    assert len(footer) == 102
+    assert footer.kinds.tolist() == [BlobKind.CHUNK, *[BlobKind.MANIFEST] * 101]
+    assert read_back(writer, storage, chunk, b"c" * 1000) == b"c" * 1000
+
+
+def test_many_blobs_are_released_at_once(storage: LocalStorage) -> None:
+    writer = BlobWriter(storage)
+    slots = [put(writer, bytes([n]) * 600) for n in range(10)]
+    writer.flush()
+    waiting = [put(writer, bytes([n]) * 600) for n in range(20, 30)]
+    shared = put(writer, bytes([20]) * 600)
+    assert shared == waiting[0]
+    writer.release_many(np.array([*slots, *waiting], dtype=np.uint64))
+    assert writer.has_waiting_blobs
+    assert writer.read(shared, 600) == bytes([20]) * 600
+    writer.release_many(np.array([shared], dtype=np.uint64))
+    assert not writer.has_waiting_blobs
