@@ -25,6 +25,8 @@ from vstore.format.page import (
     decode_child,
     encode_child,
     encode_page,
+    sum_children,
+    sum_totals,
 )
 from vstore.format.refs import BlobRef
 
@@ -373,10 +375,10 @@ def update(
 
 
 class _Piece(msgspec.Struct, frozen=True):
-    """A page of the new tree: an untouched one (`child`), or entries that are still to be written."""
+    """A page of the new tree: an untouched one (`value`, its entry above), or entries that are still to be written."""
 
     key: bytes
-    child: Child | None
+    value: bytes | None
     entries: list[Entry]
     size: int
 
@@ -397,11 +399,11 @@ class _Writer:
             return 0, self.split(0, _merge(entries, changes))
         pieces: list[_Piece] = []
         for index, (key, part) in enumerate(_partition(page.keys, changes)):
-            below = decode_child(page.values[index])
+            value = page.values[index]
             if part:
-                pieces += self.rewrite(below, part, depth + 1)[1]
+                pieces += self.rewrite(decode_child(value), part, depth + 1)[1]
             else:
-                pieces.append(_Piece(key, below, [], 0))
+                pieces.append(_Piece(key, value, [], 0))
         return page.level, self.split(page.level, self._settle(page.level - 1, pieces))
 
     def grow(self, level: int, pieces: list[_Piece]) -> Child | None:
@@ -442,7 +444,7 @@ class _Writer:
         return self._is_small(level, left) or self._is_small(level, right)
 
     def _is_small(self, level: int, piece: _Piece) -> bool:
-        if piece.child is not None:
+        if piece.value is not None:
             return False
         if level:
             return len(piece.entries) < FANOUT // 4
@@ -451,14 +453,16 @@ class _Writer:
         )
 
     def _entries_of(self, piece: _Piece) -> list[Entry]:
-        if piece.child is None:
+        if piece.value is None:
             return piece.entries
-        page = self._store.page(piece.child.ref)
+        page = self._store.page(decode_child(piece.value).ref)
         return [Entry(*fields) for fields in zip(page.keys, page.tags, page.values, strict=True)]
 
     def _entry(self, level: int, piece: _Piece) -> Entry:
-        child = piece.child or self._write(level, piece.entries)
-        return Entry(piece.key, 0, encode_child(child))
+        value = piece.value
+        return Entry(
+            piece.key, 0, encode_child(self._write(level, piece.entries)) if value is None else value
+        )
 
     def _write(self, level: int, entries: list[Entry]) -> Child:
         keys, values = [entry.key for entry in entries], [entry.value for entry in entries]
@@ -466,10 +470,8 @@ class _Writer:
         ref = self._sink.add_page(encode_page(level, entries), page)
         self._written[ref.digest] = (level, [entry.value for entry in entries[:2]])
         if level == 0:
-            totals = sum(map(self._policy.measure, entries), Totals())
-            return Child(ref, len(entries), totals)
-        below = [decode_child(entry.value) for entry in entries]
-        return Child(ref, sum(child.entries for child in below), sum((c.totals for c in below), Totals()))
+            return Child(ref, len(entries), sum_totals(map(self._policy.measure, entries)))
+        return Child(ref, *sum_children(values))
 
     def split(self, level: int, entries: list[Entry]) -> list[_Piece]:
         """Cut `entries` into pages of about equal size within the limits."""

@@ -60,7 +60,23 @@ def merge_manifests(layers: Sequence[Manifest], *, drop_deleted: bool) -> Manife
 def select_rows(manifest: Manifest, keep: npt.NDArray[Any]) -> Manifest:
     """Return only the refs in rows `keep` (indices, increasing, or a mask)."""
     rows = np.flatnonzero(keep) if keep.dtype == bool else keep
-    return _gather((manifest,), rows)
+    kinds, lengths = manifest.kinds[rows], manifest.lengths[rows]
+    offsets, inline = _repack_inline(kinds, manifest.offsets[rows], lengths, manifest.inline)
+    return _with_used_sources(
+        Manifest(
+            manifest.positions[rows],
+            kinds,
+            manifest.sources[rows],
+            offsets,
+            lengths,
+            manifest.checks[rows],
+            manifest.digests[rows],
+            inline,
+            manifest.packs,
+            manifest.locations,
+            manifest.checksums,
+        )
+    )
 
 
 def same_refs(

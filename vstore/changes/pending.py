@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from array import array
 from bisect import bisect_left
+from collections.abc import Iterator
 from enum import IntEnum
 from typing import Any, Protocol
 
@@ -37,6 +38,11 @@ ROW_DTYPE = np.dtype(
         ("pad", np.uint8, (7,)),
     ]
 )
+
+
+def unpack_rows(rows: npt.NDArray[Any]) -> Iterator[tuple[Any, ...]]:
+    """Yield rows of `ROW_DTYPE` as tuples (digest, at, length, source, check, kind)."""
+    return _ROW.iter_unpack(rows.tobytes())
 
 
 class PendingKind(IntEnum):

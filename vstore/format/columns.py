@@ -14,6 +14,7 @@ what makes them compress. Measured on manifests: 2 to 7 bytes a virtual ref. All
 from __future__ import annotations
 
 import itertools
+import struct
 from enum import IntEnum
 from typing import Any, TypeAlias
 
@@ -35,10 +36,13 @@ class ColumnCode(IntEnum):
     DELTA = 3
 
 
+FEW = 32
+"""Of so few values numpy's calls cost more than the work."""
+
 _ONE = np.uint64(1)
 _MASK = 2**64 - 1
-_FEW = 16
 _SIGN_SHIFT = np.int64(63)
+_CONSTANT = ColumnCode.CONSTANT
 
 
 def encode_column(values: npt.NDArray[Any]) -> EncodedColumn:
@@ -46,11 +50,9 @@ def encode_column(values: npt.NDArray[Any]) -> EncodedColumn:
     column = np.ascontiguousarray(values, dtype=np.uint64)
     if len(column) == 0:
         return (ColumnCode.CONSTANT, 0, 0, b"")
+    if len(column) <= FEW:
+        return encode_few(column.tolist())
     first = int(column[0])
-    if len(column) == 1:
-        return (ColumnCode.CONSTANT, first, 0, b"")
-    if len(column) <= _FEW:
-        return _encode_few(column.tolist())
     steps = np.diff(column).view(np.int64)
     step = int(steps[0])
     if (steps == step).all():
@@ -66,18 +68,21 @@ def encode_column(values: npt.NDArray[Any]) -> EncodedColumn:
     return (ColumnCode.OFFSET, int(minimum), width, _to_planes(above, width))
 
 
-def _encode_few(values: list[int]) -> EncodedColumn:
-    """Do the same for few values, for which numpy's calls cost more than the work."""
+def encode_few(values: list[int]) -> EncodedColumn:
+    """Do the same, with the same result, for a list of at most `FEW` values."""
+    first = values[0] if values else 0
+    if values.count(first) == len(values):
+        return (_CONSTANT, first, 0, b"")
     steps = [_wrapped(after - before) for before, after in itertools.pairwise(values)]
     step = steps[0]
     if steps.count(step) == len(steps):
-        return (ColumnCode.RUN, values[0], step, b"") if step else (ColumnCode.CONSTANT, values[0], 0, b"")
+        return (ColumnCode.RUN, first, step, b"")
     minimum = min(values)
     above = [value - minimum for value in values]
     zigzag = [(step << 1) & _MASK if step >= 0 else ((-step << 1) - 1) & _MASK for step in steps]
     if sum(map(float, zigzag)) / len(zigzag) < sum(map(float, above)) / len(above):
         width = _width(max(zigzag))
-        return (ColumnCode.DELTA, values[0], width, _planes_of(zigzag, width))
+        return (ColumnCode.DELTA, first, width, _planes_of(zigzag, width))
     width = _width(max(above))
     return (ColumnCode.OFFSET, minimum, width, _planes_of(above, width))
 
@@ -88,7 +93,7 @@ def _wrapped(step: int) -> int:
 
 
 def _planes_of(values: list[int], width: int) -> bytes:
-    whole = b"".join(value.to_bytes(8, "little") for value in values)
+    whole = struct.pack(f"<{len(values)}Q", *values)
     return b"".join(whole[plane::8] for plane in range(width))
 
 

@@ -25,7 +25,7 @@ import msgspec
 
 from vstore.errors import InvalidInputError
 from vstore.format.manifest import MAX_TILE_CHUNKS
-from vstore.format.page import MAX_ENTRIES, Child, Entry, Totals, decode_child, encode_child
+from vstore.format.page import MAX_ENTRIES, Child, Entry, Totals, decode_child, encode_child, sum_totals
 from vstore.format.refs import (
     BlobRef,
     WireRef,
@@ -60,6 +60,15 @@ class _WirePointer(msgspec.Struct, array_like=True):
     exact: bool
 
 
+class _WirePointerTotals(msgspec.Struct, array_like=True):
+    """A `_WirePointer` without its layers: what is read of each entry of a page that is written anew."""
+
+    layers: msgspec.Raw
+    chunks: int
+    bytes: int
+    exact: bool
+
+
 class _WireTiles(msgspec.Struct, array_like=True):
     extents: Annotated[list[int], msgspec.Meta(max_length=MAX_DIMENSIONS)]
     few: Annotated[list[tuple[bytes, _WirePointer]], msgspec.Meta(max_length=MAX_ENTRIES)] | None
@@ -72,13 +81,27 @@ class _WireNode(msgspec.Struct, array_like=True):
     array: _WireTiles | None
 
 
+class _WireTilesTotals(msgspec.Struct, array_like=True):
+    extents: msgspec.Raw
+    few: Annotated[list[tuple[msgspec.Raw, _WirePointerTotals]], msgspec.Meta(max_length=MAX_ENTRIES)] | None
+    root: bytes | None
+
+
+class _WireNodeTotals(msgspec.Struct, array_like=True):
+    node_id: msgspec.Raw
+    documents: msgspec.Raw
+    array: _WireTilesTotals | None
+
+
 class _WireValue(msgspec.Struct, array_like=True):
     content: _WireContent
 
 
 # Array-like structs ignore the fields that a newer vstore appends.
 _POINTER = message_shape(_WirePointer)
+_POINTER_TOTALS = message_shape(_WirePointerTotals)
 _NODE = message_shape(_WireNode)
+_NODE_TOTALS = message_shape(_WireNodeTotals)
 _VALUE = message_shape(_WireValue)
 
 
@@ -115,7 +138,7 @@ class Tiles(msgspec.Struct, frozen=True):
     def totals(self) -> Totals:
         if self.root is not None:
             return self.root.totals
-        return sum((pointer.totals for pointer in self.few.values()), Totals())
+        return sum_totals(pointer.totals for pointer in self.few.values())
 
 
 class Node(msgspec.Struct, frozen=True):
@@ -227,8 +250,12 @@ def measure_node(entry: Entry) -> Totals:
     """Return what a node tree's entry adds to the totals: an array's chunks."""
     if entry.tag != NodeTag.ARRAY:
         return Totals()
-    tiles = decode_node(entry.value).tiles
-    return Totals() if tiles is None else tiles.totals
+    array = unpack_message(entry.value, "node", _NODE_TOTALS).array
+    if array is None:
+        return Totals()
+    if array.root is not None:
+        return decode_child(array.root).totals
+    return sum_totals(_totals_from_wire(pointer) for _, pointer in array.few or ())
 
 
 def _content_to_wire(content: Content) -> Any:
@@ -269,7 +296,7 @@ def decode_pointer(value: BytesLike) -> TilePointer:
 
 def measure_pointer(entry: Entry) -> Totals:
     """Return what a tile tree's entry adds to the totals."""
-    return decode_pointer(entry.value).totals
+    return _totals_from_wire(unpack_message(entry.value, "tile pointer", _POINTER_TOTALS))
 
 
 def _pointer_to_wire(pointer: TilePointer) -> Any:
@@ -281,8 +308,12 @@ def _pointer_to_wire(pointer: TilePointer) -> Any:
 
 
 def _pointer_from_wire(fields: _WirePointer) -> TilePointer:
+    return TilePointer(tuple(map(_layer_from_wire, fields.layers)), _totals_from_wire(fields))
+
+
+def _totals_from_wire(fields: _WirePointer | _WirePointerTotals) -> Totals:
     chunks, size = to_size(fields.chunks, "chunk count", 2**40), to_size(fields.bytes, "byte count", 2**63)
-    return TilePointer(tuple(map(_layer_from_wire, fields.layers)), Totals(chunks, size, fields.exact))
+    return Totals(chunks, size, fields.exact)
 
 
 def _layer_from_wire(layer: list[Any]) -> Layer:

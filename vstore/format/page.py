@@ -10,13 +10,14 @@ the key is that page's first key (at most a lower bound for the tree's very firs
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
 from vstore.errors import FormatError
-from vstore.format.columns import EncodedColumn, decode_column, encode_column
+from vstore.format.columns import FEW, EncodedColumn, decode_column, encode_column, encode_few
 from vstore.format.envelope import BlobKind, Envelope, Section, decode_envelope, encode_envelope
 from vstore.format.refs import (
     BlobRef,
@@ -38,6 +39,7 @@ _LEVEL_ZSTD = 3
 _NAMES = message_shape(tuple[int, int, EncodedColumn, bytes, bytes])
 _VALUES = message_shape(tuple[EncodedColumn, bytes])
 _CHILD = message_shape(tuple[WireRef, int, int, int, bool])
+_SIZES = message_shape(tuple[msgspec.Raw, int, int, int, bool])
 
 
 class Totals(NamedTuple):
@@ -95,17 +97,23 @@ def encode_page(level: int, entries: list[Entry]) -> bytes:
     names = (
         level,
         len(entries),
-        encode_column(np.fromiter(map(len, keys), np.uint64, len(keys))),
+        _encode_lengths(keys),
         b"".join(keys),
         bytes([entry.tag for entry in entries]),
     )
     values = [entry.value for entry in entries]
-    body = (encode_column(np.fromiter(map(len, values), np.uint64, len(values))), b"".join(values))
+    body = (_encode_lengths(values), b"".join(values))
     return encode_envelope(
         BlobKind.PAGE,
         PAGE_VERSION,
         (Section(pack_message(names), _LEVEL_ZSTD), Section(pack_message(body), _LEVEL_ZSTD)),
     )
+
+
+def _encode_lengths(pieces: list[bytes]) -> EncodedColumn:
+    if len(pieces) <= FEW:
+        return encode_few(list(map(len, pieces)))
+    return encode_column(np.fromiter(map(len, pieces), np.uint64, len(pieces)))
 
 
 def decode_page(data: BytesLike) -> Page:
@@ -141,6 +149,30 @@ def decode_child(value: BytesLike) -> Child:
     ref, entries, chunks, size, exact = unpack_message(value, "page entry", _CHILD)
     totals = Totals(to_size(chunks, "chunk count", 2**63), to_size(size, "byte count", 2**63), exact)
     return Child(from_wire(ref), to_size(entries, "entry count", 2**63), totals)
+
+
+def sum_totals(totals: Iterable[Totals]) -> Totals:
+    """Return the sum of many totals."""
+    chunks = size = 0
+    exact = True
+    for more_chunks, more_size, is_exact in totals:
+        chunks += more_chunks
+        size += more_size
+        exact = exact and is_exact
+    return Totals(chunks, size, exact)
+
+
+def sum_children(values: Sequence[BytesLike]) -> tuple[int, Totals]:
+    """Return the leaf entries and the totals of all of an inner page's values together."""
+    entries = chunks = size = 0
+    exact = True
+    for value in values:
+        _, more_entries, more_chunks, more_size, is_exact = unpack_message(value, "page entry", _SIZES)
+        entries += more_entries
+        chunks += more_chunks
+        size += more_size
+        exact = exact and is_exact
+    return entries, Totals(chunks, size, exact)
 
 
 def _open(data: BytesLike) -> Envelope:

@@ -6,6 +6,7 @@ entry is the same keeps its page. The writer must have placed all chunk blobs in
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -14,8 +15,22 @@ import numpy.typing as npt
 
 from vstore.blobs.writer import BlobWriter, MetadataBatch
 from vstore.changes.dictionaries import Dictionaries
+from vstore.changes.few import (
+    DELETED_REF,
+    FEW_REFS,
+    Ref,
+    Refs,
+    is_same,
+    manifest_of,
+    merge_few,
+    own_slots,
+    pending_refs,
+    ref_at,
+    refs_of,
+)
 from vstore.changes.layering import (
     MAX_UNMERGED_LAYERS,
+    LayeredTile,
     count_to_merge,
     merge_manifests,
     same_refs,
@@ -177,6 +192,8 @@ class _Encoder:
             return self._spilled_pointer(spilled)
         positions, rows, inline = _rows_of(edits, self._tree.dictionaries)
         hides = array.cleared or array.limit is not None
+        if not hides and len(positions) <= FEW_REFS and (before is None or self._is_at_hand(before)):
+            return self._few_pointer(positions.tolist(), rows, inline, before)
         base: Manifest | None = None
         if before is not None and (hides or self._is_at_hand(before)):
             tile = resolve_tile(self._tree.blobs, before)
@@ -198,6 +215,46 @@ class _Encoder:
         blob = self._stored(OwnBlob(layer.slot, layer.length, layer.digest), BlobKind.MANIFEST)
         self._packs.update(layer.packs)
         return TilePointer((Layer(blob, layer.ref_count),), layer.totals)
+
+    def _few_pointer(
+        self,
+        positions: list[int],
+        rows: npt.NDArray[Any],
+        inline: bytes | bytearray,
+        before: TilePointer | None,
+    ) -> TilePointer | None:
+        """Do the same for a few edits of a tile whose layers are at hand, without columns."""
+        tile = LayeredTile(()) if before is None else resolve_tile(self._tree.blobs, before)
+        edits = pending_refs(positions, rows, inline, self._tree.dictionaries, self._own_places(rows))
+        new, replaced = _changed_few(edits, tile)
+        if not new:
+            return before
+        added = [ref for ref in new.values() if ref.kind != ChunkKind.DELETED]
+        self._packs.update(ref.source for ref in added if ref.kind == ChunkKind.STORED)
+        old = () if before is None else before.layers
+        merged = count_to_merge([len(new), *(layer.ref_count for layer in old)]) - 1
+        taken = [layer.manifest for layer in tile.layers[:merged]]
+        manifest = _merge_few(new, taken, drop_deleted=merged == len(old))
+        if before is None or merged == len(old):
+            totals = Totals(manifest.live_count, manifest.live_bytes)
+        else:
+            below = self._exact_totals(before)
+            chunks = below.chunks - len(replaced) + len(added)
+            size = below.bytes - sum(ref.length for ref in replaced) + sum(ref.length for ref in added)
+            totals = Totals(chunks, size)
+        if totals.chunks == 0:
+            return None
+        return TilePointer((self._layer(manifest), *old[merged:]), totals)
+
+    def _own_places(self, rows: npt.NDArray[Any]) -> dict[int, tuple[PackId, int]]:
+        """Return pack and offset, by slot, of the session's own blobs among pending rows."""
+        slots = own_slots(rows)
+        if not slots:
+            return {}
+        packs, offsets = self._writer.locate(np.array(slots, dtype=np.uint64))
+        names = self._writer.pack_ids
+        places = zip(packs.tolist(), offsets.tolist(), strict=True)
+        return dict(zip(slots, ((names[pack], offset) for pack, offset in places), strict=True))
 
     def _is_at_hand(self, pointer: TilePointer) -> bool:
         """Tell whether a tile's layers need not be fetched from an object store."""
@@ -250,13 +307,16 @@ class _Encoder:
         if base is None:
             sum_of_both = before.totals + added
             return sum_of_both._replace(exact=False)
-        old = before.totals
-        if not old.exact:
-            whole = resolve_tile(self._tree.blobs, before).merged()
-            old = Totals(whole.live_count, whole.live_bytes)
+        old = self._exact_totals(before)
         replaced = np.isin(base.positions, new.positions)
         chunks, size = int(np.count_nonzero(replaced)), int(base.lengths[replaced].sum())
         return Totals(old.chunks - chunks, old.bytes - size) + added
+
+    def _exact_totals(self, pointer: TilePointer) -> Totals:
+        if pointer.totals.exact:
+            return pointer.totals
+        whole = resolve_tile(self._tree.blobs, pointer).merged()
+        return Totals(whole.live_count, whole.live_bytes)
 
     def _layer(self, manifest: Manifest) -> Layer:
         data = encode_manifest(manifest)
@@ -267,6 +327,30 @@ class _Encoder:
             self._refs_to_remember -= len(manifest)
             remember_layer(layer, manifest)
         return layer
+
+
+def _changed_few(edits: Mapping[int, Ref | None], tile: LayeredTile) -> tuple[dict[int, Ref], list[Ref]]:
+    """Return the edits in which a tile now differs from its base, and what the base holds in their places."""
+    new: dict[int, Ref] = {}
+    replaced: list[Ref] = []
+    for position, ref in edits.items():
+        if ref is None:
+            continue
+        found = tile.find(position)
+        old = DELETED_REF if found is None else ref_at(found[0].manifest, found[1])
+        if is_same(ref, old):
+            continue
+        new[position] = ref
+        if found is not None:
+            replaced.append(old)
+    return new, replaced
+
+
+def _merge_few(new: Refs, taken: Sequence[Manifest], *, drop_deleted: bool) -> Manifest:
+    """Return one manifest of a tile's changed refs and the layers that are merged with them."""
+    if any(len(manifest) > FEW_REFS for manifest in taken):
+        return merge_manifests([manifest_of(new), *taken], drop_deleted=drop_deleted)
+    return manifest_of(merge_few([new, *map(refs_of, taken)], drop_deleted=drop_deleted))
 
 
 def _rows_of(

@@ -285,7 +285,7 @@ def test_required_features_are_refused_by_name(catalog):
     other = SqliteCatalog.open(catalog.directory)
     with catalog._pool.lend() as conn:
         conn.rows("BEGIN IMMEDIATE")
-        head = read_head(conn)
+        _, head = read_head(conn)
         new = type(head)(head.sequence, 0, IDENTITY._replace(required_features=("sealed",)), head.tallies)
         write_head(conn, new)
         conn.rows("COMMIT")

@@ -170,7 +170,7 @@ class SqliteCatalog:
                     if refusals
                     else plan(view, transaction, view.sequence + 1)
                 )
-                after = apply_plan(connection, view.head, planned)
+                after = apply_plan(connection, view, planned, self._verified)
             finally:
                 view.end()
             if not _commit(connection):
@@ -213,8 +213,9 @@ class SqliteCatalog:
         self._pool.close()
 
 
-def apply_plan(connection: Connection, head: Head, planned: Plan) -> Head:
+def apply_plan(connection: Connection, view: SqliteView, planned: Plan, verified: Verified) -> Head:
     """Write what `planned` says within the open transaction, and return the new head."""
+    head = view.head
     # One entry goes into the operation's own row: a row less in each commit. More have rows of their own.
     single: SnapshotEntry | None = planned.entries[0] if len(planned.entries) == 1 else None
     edits = list(planned.edits)
@@ -222,24 +223,26 @@ def apply_plan(connection: Connection, head: Head, planned: Plan) -> Head:
         edits += [Edit(Space.SNAPSHOT, entry.id, encode_entry(entry)) for entry in planned.entries]
     else:
         head = head.with_tally(INDEX, head.tally(INDEX).plus(index_crc(single.id)))
-    write_log_row(connection, planned.operation, single)
+    crc = write_log_row(connection, planned.operation, single)
+    if single is not None:
+        verified.remember_entry(single, crc)
     for edit in edits:
-        head = _apply_edit(connection, head, edit)
+        head = _apply_edit(connection, head, edit, view.take_crc(edit.space, edit.key))
     head = Head(planned.operation.sequence, planned.epoch, head.identity, head.tallies)
-    write_head(connection, head)
+    verified.head = write_head(connection, head), head
     return head
 
 
-def _apply_edit(connection: Connection, head: Head, edit: Edit) -> Head:
+def _apply_edit(connection: Connection, head: Head, edit: Edit, old: int | None) -> Head:
     tally = head.tally(edit.space)
-    table = table_of(edit.space)
-    rows = connection.rows(f"SELECT crc FROM {table} WHERE space = ? AND key = ?", edit.space, edit.key)
-    if rows:
-        tally = tally.minus(rows[0][0])
+    if old is not None:
+        tally = tally.minus(old)
     if edit.value is not None:
         tally = tally.plus(write_state(connection, edit.space, edit.key, edit.value))
-    elif rows:
-        connection.rows(f"DELETE FROM {table} WHERE space = ? AND key = ?", edit.space, edit.key)
+    elif old is not None:
+        connection.rows(
+            f"DELETE FROM {table_of(edit.space)} WHERE space = ? AND key = ?", edit.space, edit.key
+        )
     return head.with_tally(edit.space, tally)
 
 
@@ -272,13 +275,14 @@ def _build(path: str, identity: Identity, first: Transaction) -> None:
         migrate(connection)
         connection.rows("BEGIN IMMEDIATE")
         write_head(connection, Head(-1, 0, identity, {}))
-        view = SqliteView(connection, Verified())
+        verified = Verified()
+        view = SqliteView(connection, verified)
         refusals = check_preconditions(view, first)
         if refusals:
             raise InvalidInputError(
                 f"the first transaction of a repository expects what is not there: {refusals}"
             )
-        apply_plan(connection, view.head, plan(view, first, 0))
+        apply_plan(connection, view, plan(view, first, 0), verified)
         connection.rows("COMMIT")
     finally:
         # The last connection's close makes the checkpoint, which syncs the file.

@@ -8,9 +8,10 @@ compares them before it says that something is absent, and on every listing.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import google_crc32c  # zarr has loaded it; the package crc32c, which takes any buffer, loads argparse
@@ -134,22 +135,26 @@ def _subject(space: int, key: object) -> str:
     return f"{what} {key.hex()}"
 
 
-def read_head(connection: Connection) -> Head:
-    """Return the head."""
+def read_head(connection: Connection, known: tuple[bytes, Head] | None = None) -> tuple[bytes, Head]:
+    """Return the head's bytes, checked, and what they say; `known` saves decoding the same bytes again."""
     rows = connection.rows("SELECT value, crc FROM state WHERE space = 0 AND key = x''")
     if len(rows) != 1:
         raise damage(
             connection.path, "table 'state', row (0, b''), which holds the catalog's head, is missing"
         )
     value = check_state_row(connection.path, HEAD_SPACE, b"", *rows[0])
+    if known is not None and known[0] == value:
+        return known
     fields = unpack_message(value, "catalog's head", _HEAD)
     tallies = {part: Tally(*tally) for part, tally in fields.tallies.items()}
-    return Head(fields.sequence, fields.epoch, decode_identity(fields.identity), tallies)
+    return value, Head(fields.sequence, fields.epoch, decode_identity(fields.identity), tallies)
 
 
-def write_head(connection: Connection, head: Head) -> None:
+def write_head(connection: Connection, head: Head) -> bytes:
+    """Put the head's row, and return its value."""
     value = pack_message((head.sequence, head.epoch, encode_identity(head.identity), head.tallies))
     write_state(connection, HEAD_SPACE, b"", value)
+    return value
 
 
 def write_state(connection: Connection, space: int, key: bytes, value: bytes) -> int:
@@ -186,22 +191,36 @@ def check_log_row(path: str, sequence: Any, transaction: Any, snapshot: Any, bod
     return row
 
 
-def write_log_row(connection: Connection, operation: Operation, entry: SnapshotEntry | None) -> None:
-    """Append an operation, with the one snapshot that it adds."""
+def write_log_row(connection: Connection, operation: Operation, entry: SnapshotEntry | None) -> int:
+    """Append an operation, with the one snapshot that it adds, and return the row's checksum."""
     snapshot = None if entry is None else entry.id
     message = pack_message(
         (operation_to_wire(operation)[2:], None if entry is None else entry_to_wire(entry))
     )
     row = LogRow(operation.sequence, operation.transaction, snapshot, _deflate(message, snapshot))
-    connection.rows("INSERT INTO log VALUES (?, ?, ?, ?, ?)", *row, log_crc(row))
+    crc = log_crc(row)
+    connection.rows("INSERT INTO log VALUES (?, ?, ?, ?, ?)", *row, crc)
+    return crc
 
 
-def decode_log_row(path: str, row: LogRow) -> tuple[Operation, SnapshotEntry | None]:
-    """Return what a checked row holds."""
+def decode_operation_row(path: str, row: LogRow) -> Operation:
+    """Return the operation that a checked row holds."""
+    with _naming_damage(path, row):
+        fields, _ = unpack_message(_inflate(row.body, row.snapshot), "operation")
+        return operation_from_wire([row.sequence, row.transaction, *fields])
+
+
+def decode_entry_row(path: str, row: LogRow) -> SnapshotEntry | None:
+    """Return the snapshot that a checked row adds, if it adds just one."""
+    with _naming_damage(path, row):
+        _, entry = unpack_message(_inflate(row.body, row.snapshot), "operation")
+        return None if entry is None else entry_from_wire(entry)
+
+
+@contextlib.contextmanager
+def _naming_damage(path: str, row: LogRow) -> Iterator[None]:
     try:
-        fields, entry = unpack_message(_inflate(row.body, row.snapshot), "operation")
-        operation = operation_from_wire([row.sequence, row.transaction, *fields])
-        return operation, None if entry is None else entry_from_wire(entry)
+        yield
     except (CorruptionError, TypeError, ValueError, zlib.error) as error:
         raise damage(path, f"table 'log', row {row.sequence}, which holds that operation: {error}") from error
 

@@ -21,8 +21,10 @@ from vstore.catalog.sqlite.rows import (
     Tally,
     check_log_row,
     check_state_row,
-    decode_log_row,
+    decode_entry_row,
+    decode_operation_row,
     index_crc,
+    log_crc,
     read_head,
     table_of,
 )
@@ -32,7 +34,11 @@ from vstore.format.record import Operation, SnapshotEntry
 from vstore.format.refs import BlobRef
 from vstore.ids import SnapshotId, TransactionId
 
+MAX_DECODED_ENTRIES = 1024
+"""Snapshot entries that a handle remembers; a commit asks for a handful near the head."""
+
 _ROWS_AT_ONCE = 128
+_REMEMBERED_ROWS = 64
 _BEYOND = b"\xff" * 64
 """Greater than any key."""
 _INDEX_NAME = "log_snapshot"
@@ -40,10 +46,26 @@ _LOG_COLUMNS = "SELECT sequence, txid, snapshot, body, crc FROM log"
 
 
 class Verified:
-    """Which tables and indexes were found whole, and in which state. Shared by the views of a handle."""
+    """Which tables and indexes were found whole, and in which state. Shared by the views of a handle.
+
+    It also remembers what some rows were decoded to: each row is read and checked again, but not decoded again.
+    """
 
     def __init__(self) -> None:
         self._found: dict[str, dict[int, Tally]] = {}
+        self._entries: dict[SnapshotId, tuple[int, SnapshotEntry]] = {}
+        self.head: tuple[bytes, Head] | None = None
+
+    def entry(self, snapshot: SnapshotId, crc: int) -> SnapshotEntry | None:
+        """Return what the log's row of a snapshot, with this checksum, was decoded to, if that is remembered."""
+        known = self._entries.get(snapshot)
+        return known[1] if known is not None and known[0] == crc else None
+
+    def remember_entry(self, entry: SnapshotEntry, crc: int) -> None:
+        """Remember what the log's row of a snapshot holds."""
+        if len(self._entries) >= MAX_DECODED_ENTRIES:
+            self._entries.clear()
+        self._entries[entry.id] = crc, entry
 
     def holds(self, head: Head, table: str) -> bool:
         return self._found.get(table) == _tallies(head, table)
@@ -69,7 +91,9 @@ class SqliteView(StateView):
         self._open_connection: Connection | None = connection
         self._path = connection.path
         self._verified = verified
-        self.head = read_head(connection)
+        self._rows: dict[tuple[int, bytes], tuple[bytes, int]] = {}
+        verified.head = read_head(connection, verified.head)
+        self.head = verified.head[1]
         self.sequence = self.head.sequence
         self.epoch = self.head.epoch
         self.identity = self.head.identity
@@ -89,16 +113,37 @@ class SqliteView(StateView):
     # State
 
     def _get(self, space: Space, key: bytes) -> bytes | None:
+        row = self._row(space, key)
+        return None if row is None else row[0]
+
+    def take_crc(self, space: Space, key: bytes) -> int | None:
+        """Return the checksum of a row that is about to be written, or None if there seems to be no such row."""
+        known = self._rows.pop((space, key), None)
+        if known is not None:
+            return known[1]
+        rows = self._connection.rows(
+            f"SELECT crc FROM {table_of(space)} WHERE space = ? AND key = ?", space, key
+        )
+        return rows[0][0] if rows else None
+
+    def _row(self, space: Space, key: bytes) -> tuple[bytes, int] | None:
+        # A commit asks for the branch's row three times: as a precondition, for the log, and for its tally.
+        known = self._rows.get((space, key))
+        if known is not None:
+            return known
         if not self.head.tally(space).rows:
             return None
         table = table_of(space)
         rows = self._connection.rows(
             f"SELECT value, crc FROM {table} WHERE space = ? AND key = ?", space, key
         )
-        if rows:
-            return check_state_row(self._path, space, key, *rows[0])
-        self._verify_table(table)
-        return None
+        if not rows:
+            self._verify_table(table)
+            return None
+        row = check_state_row(self._path, space, key, *rows[0]), rows[0][1]
+        if len(self._rows) < _REMEMBERED_ROWS:
+            self._rows[space, key] = row
+        return row
 
     def _scan(
         self, space: Space, start: bytes = b"", stop: bytes | None = None
@@ -152,11 +197,15 @@ class SqliteView(StateView):
             if entry is None:
                 self._verify_index()
             return entry
-        entry = decode_log_row(self._path, row)[1]
+        crc = log_crc(row)
+        entry = self._verified.entry(snapshot, crc)
         if entry is None:
-            raise damage(
-                self._path, f"table 'log', row {row.sequence} does not hold snapshot {snapshot.hex()}"
-            )
+            entry = decode_entry_row(self._path, row)
+            if entry is None:
+                raise damage(
+                    self._path, f"table 'log', row {row.sequence} does not hold snapshot {snapshot.hex()}"
+                )
+            self._verified.remember_entry(entry, crc)
         return entry
 
     def seems_retained(self, snapshot: SnapshotId) -> bool:
@@ -183,7 +232,7 @@ class SqliteView(StateView):
 
     def iter_snapshots(self) -> Iterator[SnapshotEntry]:
         for row in self.iter_log():
-            entry = decode_log_row(self._path, row)[1]
+            entry = decode_entry_row(self._path, row)
             if entry is not None:
                 yield entry
         yield from super().iter_snapshots()
@@ -222,12 +271,12 @@ class SqliteView(StateView):
 
     def iter_operations(self, before: int | None = None) -> Iterator[Operation]:
         for row in self.iter_log(before=before):
-            yield decode_log_row(self._path, row)[0]
+            yield decode_operation_row(self._path, row)
 
     def find_transaction(self, transaction: TransactionId, since: int) -> Operation | None:
         for row in self.iter_log(since + 1):
             if row.transaction == transaction:
-                return decode_log_row(self._path, row)[0]
+                return decode_operation_row(self._path, row)
         return None
 
     def iter_log(self, oldest: int = 0, before: int | None = None) -> Iterator[LogRow]:
