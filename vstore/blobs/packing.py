@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from operator import add
 from typing import NamedTuple
 
 import numpy as np
@@ -78,6 +80,21 @@ class OpenPack:
         self._lengths.append(length)
         self.end += length + check_table_size(length)
         return offset
+
+    def place_many(
+        self, first_slot: int, kind: BlobKind, digests: Sequence[Digest], lengths: Sequence[int]
+    ) -> array[int]:
+        """Reserve room for blobs end to end, whose slots are numbered from `first_slot`; return their offsets."""
+        count = len(lengths)
+        tables = [check_table_size(length) for length in lengths]
+        offsets = array("Q", accumulate(map(add, lengths, tables), initial=self.end))
+        self.end = offsets.pop()
+        self._slots.extend(range(first_slot, first_slot + count))
+        self._kinds += bytes((kind,)) * count
+        self._digests += b"".join(digests)
+        self._offsets.extend(offsets)
+        self._lengths.extend(lengths)
+        return offsets
 
     def forget(self, offset: int) -> None:
         """Leave the blob at `offset` out of the footer: its write failed, and its room stays unused."""

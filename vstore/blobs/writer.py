@@ -14,7 +14,7 @@ import os
 import threading
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -131,6 +131,51 @@ class BlobWriter:
         self._seal_if_full()
         return slot
 
+    def put_many(self, blobs: Sequence[BytesLike], digests: Sequence[Digest]) -> list[int]:
+        """Take chunks and return their slots, as `put` does for each; where there is a file, by one write.
+
+        Memory holds no more of them than `put` would. On an error none of them is held, unless it was before.
+        """
+        limit = self._policy.direct_bytes
+        if limit is None or sum(map(len, blobs)) < limit:
+            return [self.put(blob, digest) for blob, digest in zip(blobs, digests, strict=True)]
+        self.check_usable()
+        with self._lock:
+            self._idle.wait_for(lambda: not self._has_batch)
+            self.check_usable()
+            slots, fresh = self._slots_of(digests)
+            new = [blobs[row] for row in fresh]
+            moving = range(len(self._pack_of), len(self._pack_of) + len(new))
+            self._pack_of.extend([_IN_MEMORY] * len(new))
+            self._offset_of.extend([0] * len(new))
+            names = [digests[row] for row in fresh]
+            pack = self._open_pack()
+            offsets = pack.place_many(moving.start, BlobKind.CHUNK, names, list(map(len, new)))
+            self._start_move(dict(zip(moving, new, strict=True)))
+        self._write_run(pack, moving, offsets, names, new)
+        self._seal_if_full()
+        return slots
+
+    def _slots_of(self, digests: Sequence[Digest]) -> tuple[list[int], list[int]]:
+        """Return the blobs' slots, and which of them must be written: the first of each digest not known yet.
+
+        Those get the next slots, in order. The caller holds the lock.
+        """
+        known, waiting, next_slot = self._by_digest, self._waiting, len(self._pack_of)
+        slots: list[int] = []
+        fresh: list[int] = []
+        added: dict[bytes, int] = {}
+        for row, digest in enumerate(digests):
+            slot = known.get(digest)
+            if slot is None:
+                slot = added.setdefault(digest, next_slot + len(fresh))
+                if slot == next_slot + len(fresh):
+                    fresh.append(row)
+            elif slot in waiting:
+                waiting[slot].users += 1
+            slots.append(slot)
+        return slots, fresh
+
     def _known_slot(self, digest: Digest) -> int | None:
         slot = self._by_digest.get(digest)
         waiting = None if slot is None else self._waiting.get(slot)
@@ -176,6 +221,31 @@ class BlobWriter:
             # Only now may others share the slot: had the write failed, their chunks would be lost with it.
             self._remember(digest, slot)
             self._end_move((slot,))
+
+    def _write_run(
+        self,
+        pack: OpenPack,
+        slots: range,
+        offsets: array[int],
+        digests: Sequence[Digest],
+        data: Sequence[BytesLike],
+    ) -> None:
+        try:
+            if data:
+                pack.write(offsets[0], data)
+        except BaseException:
+            with self._lock:
+                for offset in offsets:
+                    pack.forget(offset)
+                self._end_move(slots)
+            raise
+        with self._lock:
+            self._pack_of[slots.start : slots.stop] = array("I", [pack.number]) * len(slots)
+            self._offset_of[slots.start : slots.stop] = offsets
+            # As in `_write_direct`: only now may others share the slots.
+            for digest, slot in zip(digests, slots, strict=True):
+                self._remember(digest, slot)
+            self._end_move(slots)
 
     def _write_batch(self, batch: dict[int, _Waiting]) -> None:
         """Move blobs from memory to the open pack; if that fails they wait again."""

@@ -1,0 +1,94 @@
+"""Reads requests: all chunks found at once, neighbours fetched together, each decoded into its place in the result.
+
+Quick batches run on the event loop, others in a thread, so that callers' threads do not wait for each other there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vstore.ids import BytesLike
+from vstore.worktree.batch import ReadTask, plan_reads
+from vstore.zarr_pipeline.coder import Array, ChunkCoder, ChunkLayout, CodingError
+from vstore.zarr_pipeline.requests import Batch, PipelineState, Request, as_array
+from vstore.zarr_pipeline.workers import CODING, FETCHING, Workers
+
+if TYPE_CHECKING:
+    from zarr.abc.codec import GetResult
+
+_PRESENT: Any = {"status": "present"}
+_MISSING: Any = {"status": "missing"}
+
+_RUN_BYTES = 8 * 1024 * 1024
+_LEAST_RUN_BYTES = 128 * 1024
+_THREADED_CHUNK_BYTES = 256 * 1024
+"""From this size on a chunk's digest and copy outweigh what two threads lose by sharing Python's lock."""
+_THREADED_BYTES = 256 * 1024
+
+
+async def read(
+    state: PipelineState, requests: Sequence[Request], out: Any, drop_axes: tuple[int, ...]
+) -> tuple[GetResult, ...] | None:
+    """Read chunks into `out`; None if that must be left to the stock pipeline, which may find parts of it done."""
+    array = as_array(out)
+    batch = None if array is None else state.batch(requests)
+    if array is None or batch is None:
+        return None
+    try:
+        if batch.is_quick:
+            return _read(batch, array, drop_axes)
+        return await asyncio.to_thread(_read, batch, array, drop_axes)
+    except CodingError:
+        return None
+
+
+def _read(batch: Batch, out: Array, drop_axes: tuple[int, ...]) -> tuple[GetResult, ...]:
+    results = [_PRESENT] * len(batch.requests)
+    requests, layouts, coder = batch.requests, batch.layouts, batch.coder
+
+    def take(task: ReadTask) -> None:
+        for row, data in task:
+            _, _, chunk_selection, out_selection, _ = requests[row]
+            if data is None:
+                out[out_selection] = layouts[row].fill
+                results[row] = _MISSING
+                continue
+            part = decode(coder, data, layouts[row])[chunk_selection]
+            out[out_selection] = np.asanyarray(part).squeeze(axis=drop_axes) if drop_axes else part
+
+    do_tasks(batch, take)
+    return tuple(results)
+
+
+def do_tasks(batch: Batch, take: Any) -> None:
+    """Call `take` with the tasks that read a batch, in threads where they pay."""
+    workers = _workers(batch)
+    run_bytes = _RUN_BYTES
+    if workers is CODING:
+        run_bytes = min(max(batch.size_bytes // (4 * CODING.count), _LEAST_RUN_BYTES), _RUN_BYTES)
+    tasks = plan_reads(batch.store.session.tree, batch.keys, run_bytes=run_bytes)
+    if workers is None:
+        for task in tasks:
+            take(task)
+    else:
+        workers.map(take, tasks)
+
+
+def _workers(batch: Batch) -> Workers | None:
+    if not batch.is_local:
+        return FETCHING
+    if batch.size_bytes < _THREADED_BYTES:
+        return None
+    return CODING if batch.coder.compresses or batch.chunk_bytes >= _THREADED_CHUNK_BYTES else None
+
+
+def decode(coder: ChunkCoder, data: BytesLike, layout: ChunkLayout) -> Array:
+    """Return the chunk of stored bytes; any trouble is a `CodingError`."""
+    try:
+        return coder.decode(data, layout)
+    except Exception as error:
+        raise CodingError(str(error)) from error
