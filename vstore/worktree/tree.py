@@ -390,7 +390,7 @@ class Worktree:
     def _delete_chunk(self, known: Known, place: Place) -> None:
         _, array, tile_key, position = place
         pending = array.pending_chunk(tile_key, position, self.dictionaries)
-        source = array.base_row(tile_key, position) if pending.shows_base else pending.source
+        source = array.resolve(tile_key, position, pending)
         if source is not None and self._begin_chunk_edit(known, place):
             array.tile_for_edit(tile_key).set(position, PendingRef(PendingKind.DELETED))
 

@@ -293,7 +293,7 @@ def test_packs_that_only_a_spilled_manifest_names_are_named_by_the_commit(
         named.append(prepared.packs)
         return prepared
 
-    monkeypatch.setattr("vstore.session.prepare", spying)
+    monkeypatch.setattr("vstore.commit.prepare", spying)
     session = repository.writable_session("main")
     write(session, {"a/zarr.json": DOCUMENT})
     fill(session, range(COUNT))
@@ -360,7 +360,7 @@ def test_looking_for_room_is_rare(repository: vstore.Repository, monkeypatch: py
         looks.append(1)
         make_room(tree)
 
-    monkeypatch.setattr("vstore.session.make_room", counted)
+    monkeypatch.setattr("vstore.worktree.spilling.make_room", counted)
     monkeypatch.setattr(spilling, "MAX_PENDING_BYTES", 1_000_000)
     monkeypatch.setattr(spilling, "_EDIT_BYTES", 2048)
     monkeypatch.setitem(spill.__kwdefaults__, "fewest_refs", 10**6)
