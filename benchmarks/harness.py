@@ -37,7 +37,7 @@ def run_workload(
         # Where a case says which systems it is for, others have nothing to tell there.
         suited = [name for name in systems if name.partition("+")[0] in case.get("systems", SYSTEMS)]
         by_system: dict[str, Rounds] = {system: [] for system in suited}
-        for number in range(workload.rounds(scale, rounds)):
+        for number in range(rounds if case.get("is_long") else workload.rounds(scale, rounds)):
             for system in rotated(suited, number):
                 report(f"{workload.name} {case['label']}, round {number + 1}: {system}")
                 outcome = run_once(workload, case, system, profile=profile)

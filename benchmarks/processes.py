@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 Case: TypeAlias = dict[str, Any]
-"""The parameters of one run of a workload: "label", and numbers."""
+"""The parameters of one run of a workload: "label", and numbers.
+
+"systems", if there, are those that it is for; one that "is_long" is not repeated within a round.
+"""
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = "RESULT "

@@ -43,7 +43,8 @@ def cases(scale: Scale) -> Iterator[Case]:
     yield {"label": f"{count:,} commits of one chunk of 4 KiB", "commits": count}
     # Long enough to show what grows; others need minutes for it.
     count = scale.long_history_commits
-    yield {"label": f"{count:,} commits of one chunk of 4 KiB", "commits": count, "systems": ["vstore"]}
+    label = f"{count:,} commits of one chunk of 4 KiB"
+    yield {"label": label, "commits": count, "systems": ["vstore"], "is_long": True}
 
 
 def commit(system: System, context: Context) -> Metrics:
