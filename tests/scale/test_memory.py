@@ -36,21 +36,24 @@ def check_small_accesses(found: dict[str, Any], tile_bytes: int) -> None:
 
 
 def test_virtual_refs_take_no_memory_of_their_own(tmp_path: Path) -> None:
-    found = run("virtual", tmp_path, 1_000_000)
-    # The caller's own columns and the numbers they are made of take 72 of it.
-    assert found["growth"] < 128 * MIB
+    found = run("virtual", tmp_path, 300_000)
+    # The caller's own columns and the numbers they are made of take about half of it.
+    assert found["growth"] < 40 * MIB
     assert found["bytes_per_ref"] < 3
     check_small_accesses(found, 64 * 1024)
 
 
 def test_pending_refs_are_bounded(tmp_path: Path) -> None:
-    """200,000 chunks of 40 bytes take 22 MB in memory, unless they are spilled at 1 MB."""
+    """150,000 chunks of 40 bytes take 16 MB in memory and as much for their commit, unless they are spilled at 1 MB.
+
+    What is left is what it takes to merge one tile.
+    """
     for name in ("kept", "spilled"):
         (tmp_path / name).mkdir()
-    kept = run("inline", tmp_path / "kept", 200_000)
-    spilled = run("inline", tmp_path / "spilled", 200_000, MIB)
-    assert kept["set_growth"] > 18 * MIB
-    assert spilled["growth"] < 15 * MIB
+    kept = run("inline", tmp_path / "kept", 150_000)
+    spilled = run("inline", tmp_path / "spilled", 150_000, MIB)
+    assert kept["growth"] > 24 * MIB
+    assert spilled["growth"] < 18 * MIB
     check_small_accesses(spilled, 512 * 1024)
 
 
