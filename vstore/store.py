@@ -7,7 +7,7 @@ protocol. On local storage reads are quick and made on the event loop itself; el
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -250,32 +250,33 @@ class SessionStore(Store):
 
     # --- listing ---------------------------------------------------------------------------------------------
 
-    async def list(self) -> AsyncIterator[str]:
+    def list(self) -> AsyncIterator[str]:
         """Yield all keys."""
-        async for key in self.list_prefix(""):
-            yield key
+        return self.list_prefix("")
 
-    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+    def list_prefix(self, prefix: str) -> AsyncIterator[str]:
         """Yield the keys that start with `prefix`."""
-        await self._ready()
         from vstore.worktree.listing import iter_keys
 
-        keys = iter_keys(self._session.tree, prefix)
-        if self._supports_sync_io:
-            for key in keys:
-                yield key
-            return
-        while batch := await asyncio.to_thread(_take, keys):
-            for key in batch:
-                yield key
+        return self._stream(lambda: iter_keys(self._session.tree, prefix))
 
-    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+    def list_dir(self, prefix: str) -> AsyncIterator[str]:
         """Yield the names right below the folder `prefix`."""
-        await self._ready()
-        from vstore.worktree.listing import list_folder
+        from vstore.worktree.listing import iter_folder
 
-        for name in sorted(await self._run(list_folder, self._session.tree, normalize_prefix(prefix))):
-            yield name
+        return self._stream(lambda: iter_folder(self._session.tree, normalize_prefix(prefix)))
+
+    async def _stream(self, start: Callable[[], Iterator[str]]) -> AsyncIterator[str]:
+        """Yield what an iterator yields: taken here if storage is local, else some at a time in a thread."""
+        await self._ready()
+        names = start()
+        if self._supports_sync_io:
+            for name in names:
+                yield name
+            return
+        while batch := await asyncio.to_thread(_take, names):
+            for name in batch:
+                yield name
 
     async def is_empty(self, prefix: str) -> bool:
         """Tell whether nothing lies below the folder `prefix`."""
@@ -337,7 +338,7 @@ def _unpickle(session: Session, read_only: bool) -> SessionStore:
     return SessionStore(session, read_only=read_only)
 
 
-def _take(keys: Any, count: int = 1000) -> list[str]:
+def _take(keys: Iterator[str], count: int = 1000) -> list[str]:
     from itertools import islice
 
     return list(islice(keys, count))

@@ -171,6 +171,25 @@ class NameCursor:
                 return found
         return None
 
+    def iter_keys(self, start: bytes, stop: bytes | None) -> Iterator[list[bytes]]:
+        """Yield the keys with start <= key < stop, a page's at a time."""
+        yield from self._iter_keys(self._root, start, stop, 0)
+
+    def _iter_keys(
+        self, child: Child | None, start: bytes, stop: bytes | None, depth: int
+    ) -> Iterator[list[bytes]]:
+        if child is None:
+            return
+        names = self._store.names(child.ref)
+        if names.level == 0:
+            high = len(names.keys) if stop is None else bisect_left(names.keys, stop)
+            yield names.keys[bisect_left(names.keys, start) : high]
+            return
+        _check_depth(depth)
+        page = self._store.page(child.ref)
+        for index in _covering(page.keys, start, stop):
+            yield from self._iter_keys(decode_child(page.values[index]), start, stop, depth + 1)
+
     def iter_names(self, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, int]]:
         """Yield (key, tag) with start <= key < stop."""
         yield from self._iter(self._root, start, stop, 0)

@@ -58,6 +58,20 @@ class ChunkKeyEncoding(msgspec.Struct, frozen=True):
             return self._why_not(text)
         return tuple(map(int, parts))
 
+    def first_indices(self, folder: str) -> tuple[int, ...] | None:
+        """Return the indices that all chunks below a folder inside the array begin with: (3,) for "c/3".
+
+        () if any chunk may lie there, None if none does.
+        """
+        parts = folder.split("/") if folder else []
+        if not parts:
+            return ()
+        if self.separator != "/" or (self.leading and parts.pop(0) != self.leading):
+            return None
+        if len(parts) >= self.ndim or not all(map(is_canonical_index, parts)):
+            return None
+        return tuple(map(int, parts))
+
     def _why_not(self, text: str) -> NotAChunk:
         if all(map(is_canonical_index, text.split(self.separator))):
             return NotAChunk.WRONG_DIMENSIONS

@@ -181,25 +181,36 @@ class ArrayState:
         pointer = self.base_pointer(key)
         return pointer is None or tile_is_cached(pointer)
 
-    def iter_base_pointers(self) -> Iterator[tuple[bytes, TilePointer]]:
-        """Yield all of the base's tiles, hidden or not, in the order of their keys."""
+    def iter_base_pointers(self, prefix: bytes = b"") -> Iterator[tuple[bytes, TilePointer]]:
+        """Yield the base's tiles whose keys start with `prefix`, hidden or not, in the order of their keys."""
         if self.base is None:
             return
         if self.base.root is None:
-            yield from sorted(self.base.few.items())
+            yield from sorted(item for item in self.base.few.items() if item[0].startswith(prefix))
             return
-        for entry in iter_entries(self.reader, self.base.root):
+        # No tile's key has a byte 0xff where another one's coordinate begins.
+        for entry in iter_entries(self.reader, self.base.root, prefix, prefix + b"\xff"):
             yield entry.key, decode_pointer(entry.value)
 
-    def iter_visible(self) -> Iterator[VisibleTile]:
-        """Yield what every tile shows now; tiles that show nothing are left out."""
+    def iter_visible(self, first: tuple[int, ...] = ()) -> Iterator[VisibleTile]:
+        """Yield what every tile shows now, in the order of their keys; tiles that show nothing are left out.
+
+        `first` are the first indices of the chunks that are wanted: only tiles that may hold such are looked at.
+        """
+        # A tile's key is its coordinates one after the other.
+        prefix = tile_key(tuple(i // extent for i, extent in zip(first, self.extents, strict=False)))
         with self._lock:
-            pending, cleared = dict(self.pending), self.cleared
-        if not cleared:
-            for key, pointer in self.iter_base_pointers():
-                yield from self._visible(key, pending.pop(key, None), pointer)
-        for key, tile in sorted(pending.items()):
-            yield from self._visible(key, tile, self.base_pointer(key))
+            edits = {key: tile for key, tile in self.pending.items() if key.startswith(prefix)}
+            cleared = self.cleared
+        left = sorted(edits, reverse=True)
+        for key, pointer in () if cleared else self.iter_base_pointers(prefix):
+            while left and left[-1] < key:
+                yield from self._visible(left[-1], edits[left.pop()], None)
+            if left and left[-1] == key:
+                left.pop()
+            yield from self._visible(key, edits.get(key), pointer)
+        for key in reversed(left):
+            yield from self._visible(key, edits[key], self.base_pointer(key))
 
     def _visible(
         self, key: bytes, pending: PendingTile | None, pointer: TilePointer | None
@@ -237,10 +248,18 @@ class ArrayState:
         inside: npt.NDArray[np.bool_] = np.all(indices < np.array(self.limit, dtype=np.int64), axis=1)
         return inside
 
-    def iter_indices(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]]:
-        """Yield chunk indices i64[n, d] and lengths u64[n], tile by tile."""
-        for visible in self.iter_visible():
-            yield join_indices(visible.tile, visible.positions, self.extents), visible.lengths
+    def iter_indices(
+        self, first: tuple[int, ...] = ()
+    ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]]:
+        """Yield chunk indices i64[n, d] and lengths u64[n], tile by tile; only of chunks that begin with `first`."""
+        for visible in self.iter_visible(first):
+            indices = join_indices(visible.tile, visible.positions, self.extents)
+            if not first:
+                yield indices, visible.lengths
+                continue
+            wanted = (indices[:, : len(first)] == np.array(first, dtype=np.int64)).all(axis=1)
+            if wanted.any():
+                yield indices[wanted], visible.lengths[wanted]
 
     def rows(
         self,

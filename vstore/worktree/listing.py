@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import groupby
 
 import numpy as np
+import numpy.typing as npt
 
 from vstore.errors import InternalError
 from vstore.format.page import Totals
-from vstore.keys.zarr import ChunkKeyEncoding, is_canonical_index, join_key
+from vstore.keys.zarr import join_key
 from vstore.worktree.arrays import ArrayState
 from vstore.worktree.contents import content_length
 from vstore.worktree.nodes import NodeState
@@ -19,24 +21,32 @@ def iter_keys(tree: Worktree, prefix: str) -> Iterator[str]:
     """Yield every key that starts with the string `prefix`, in no special order."""
     folder = prefix.rpartition("/")[0]
     for node in _nodes_around(tree, folder) if prefix else []:
-        yield from (key for key in _keys_of(node) if key.startswith(prefix))
+        yield from (key for key in _keys_of(node, folder) if key.startswith(prefix))
     for path in tree.nodes.iter_nodes(prefix):
         found = tree.nodes.node(path)
         if found is not None:
-            yield from _keys_of(found)
+            yield from _keys_of(found, path)
     yield from tree.nodes.iter_values(prefix)
 
 
-def list_folder(tree: Worktree, folder: str) -> set[str]:
-    """Return the names right below `folder`: of nodes, documents, plain values and parts of chunk keys."""
+def iter_folder(tree: Worktree, folder: str) -> Iterator[str]:
+    """Yield the names right below `folder`, each once: of nodes, documents, plain values and parts of chunk keys.
+
+    Parts of chunk keys come last, and are not held in memory.
+    """
     names = tree.nodes.child_names(folder)
-    for node in _nodes_around(tree, folder):
+    nodes = _nodes_around(tree, folder)
+    for node in nodes:
         if node.path == folder:
-            names |= set(node.documents)
-        if node.array is not None and node.array.spec.encoding is not None:
-            inside = folder[len(node.path) :].strip("/")
-            names |= _chunk_children(node.array, node.array.spec.encoding, inside)
-    return names
+            names.update(node.documents)
+    yield from sorted(names)
+    for node in nodes:
+        yield from (name for name in _chunk_children(node, _inside(node, folder)) if name not in names)
+
+
+def list_folder(tree: Worktree, folder: str) -> set[str]:
+    """Return the names right below `folder`."""
+    return set(iter_folder(tree, folder))
 
 
 def size_below(tree: Worktree, folder: str) -> int:
@@ -47,7 +57,7 @@ def size_below(tree: Worktree, folder: str) -> int:
         if node.path == folder:
             size += _node_size(node)
         else:
-            size += _chunks_size_below(node, prefix)
+            size += _chunks_size_below(node, folder)
     for path in tree.nodes.iter_nodes(prefix):
         found = tree.nodes.node(path)
         if found is not None and path != folder:
@@ -77,41 +87,66 @@ def _nodes_around(tree: Worktree, folder: str) -> list[NodeState]:
     return [node for node in found if node is not None]
 
 
-def _keys_of(node: NodeState) -> Iterator[str]:
+def _inside(node: NodeState, folder: str) -> str:
+    """Return a folder at or below a node relative to it."""
+    return folder[len(node.path) :].strip("/")
+
+
+def _keys_of(node: NodeState, folder: str) -> Iterator[str]:
+    """Yield a node's own keys; of chunks only those that may lie below `folder`, which is at or below the node."""
     for name in node.documents:
         yield join_key(node.path, name)
+    for indices, _ in _chunks_below(node, folder):
+        assert node.array is not None
+        assert node.array.spec.encoding is not None
+        encode = node.array.spec.encoding.encode
+        for index in map(tuple, indices.tolist()):
+            yield join_key(node.path, encode(index))
+
+
+def _chunks_below(
+    node: NodeState, folder: str
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]]:
+    """Yield indices i64[n, d] and lengths u64[n] of a node's chunks whose keys lie below a folder at or below it."""
     array = node.array
     if array is None or array.spec.encoding is None:
         return
-    for indices, _ in array.iter_indices():
-        for index in map(tuple, indices.tolist()):
-            yield join_key(node.path, array.spec.encoding.encode(index))
+    first = array.spec.encoding.first_indices(_inside(node, folder))
+    if first is not None:
+        yield from array.iter_indices(first)
 
 
-def _chunk_children(array: ArrayState, encoding: ChunkKeyEncoding, inside: str) -> set[str]:
-    """Return the parts of chunk keys that come right after the folder `inside` of an array."""
-    parts = inside.split("/") if inside else []
-    if encoding.leading and encoding.separator == "/":
-        if not parts:
-            return {encoding.leading} if any(True for _ in array.iter_visible()) else set()
-        if parts.pop(0) != encoding.leading:
-            return set()
-    elif encoding.separator != "/" or encoding.ndim == 0:
-        return set() if parts else set(_relative_keys(array, encoding))
-    if len(parts) >= encoding.ndim or not all(map(is_canonical_index, parts)):
-        return set()
-    wanted = np.array(list(map(int, parts)), dtype=np.int64)
-    names: set[str] = set()
-    for indices, _ in array.iter_indices():
-        inside_rows = (indices[:, : len(parts)] == wanted).all(axis=1)
-        names |= set(map(str, np.unique(indices[inside_rows, len(parts)]).tolist()))
-    return names
+def _chunk_children(node: NodeState, inside: str) -> Iterator[str]:
+    """Yield the parts of chunk keys that come right after the folder `inside` of a node, each once."""
+    array = node.array
+    encoding = None if array is None else array.spec.encoding
+    if array is None or encoding is None:
+        return
+    if not inside and encoding.leading and encoding.separator == "/":
+        if next(array.iter_visible(), None) is not None:
+            yield encoding.leading
+        return
+    first = encoding.first_indices(inside)
+    if first is None:
+        return
+    if encoding.separator != "/" or encoding.ndim == 0:
+        for indices, _ in array.iter_indices():
+            yield from map(encoding.encode, map(tuple, indices.tolist()))
+        return
+    # Tiles come in the order of their coordinates: those that may hold equal names follow each other.
+    for _, tiles in groupby(_names_by_tile(array, first), lambda pair: pair[0]):
+        names: set[int] = set()
+        for _, found in tiles:
+            yield from (str(name) for name in found if name not in names)
+            names.update(found)
 
 
-def _relative_keys(array: ArrayState, encoding: ChunkKeyEncoding) -> Iterator[str]:
-    for indices, _ in array.iter_indices():
-        for index in map(tuple, indices.tolist()):
-            yield encoding.encode(index)
+def _names_by_tile(array: ArrayState, first: tuple[int, ...]) -> Iterator[tuple[int, list[int]]]:
+    """Yield the distinct indices that follow `first`, tile by tile, behind the tile's coordinate in their dimension."""
+    dimension = len(first)
+    for indices, _ in array.iter_indices(first):
+        found = np.unique(indices[:, dimension]).tolist()
+        yield found[0] // array.extents[dimension], found
 
 
 def _node_size(node: NodeState) -> int:
@@ -126,18 +161,11 @@ def _value_size(tree: Worktree, key: str) -> int:
     return content_length(content)
 
 
-def _chunks_size_below(node: NodeState, prefix: str) -> int:
+def _chunks_size_below(node: NodeState, folder: str) -> int:
     array = node.array
-    if array is None or array.spec.encoding is None:
+    encoding = None if array is None else array.spec.encoding
+    if array is None or encoding is None:
         return 0
-    encoding = array.spec.encoding
-    if encoding.separator != "/":
-        # Such an array's chunks lie in no folder inside it.
-        return 0
-    if encoding.leading and prefix == f"{join_key(node.path, encoding.leading)}/":
+    if encoding.separator == "/" and _inside(node, folder) == encoding.leading:
         return array.totals().bytes
-    size = 0
-    for indices, lengths in array.iter_indices():
-        for index, length in zip(map(tuple, indices.tolist()), lengths.tolist(), strict=True):
-            size += length if join_key(node.path, encoding.encode(index)).startswith(prefix) else 0
-    return size
+    return sum(int(lengths.sum()) for _, lengths in _chunks_below(node, folder))

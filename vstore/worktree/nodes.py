@@ -7,7 +7,7 @@ whose base content was deleted as a whole, at no cost that grows with it.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -269,10 +269,43 @@ class NodeTable:
     def child_names(self, folder: str) -> set[str]:
         """Return the first parts of what lies below `folder`: nodes and plain values, not chunks."""
         prefix = f"{folder}/" if folder else ""
-        names = {name[len(prefix) :].partition("/")[0] for name in self.iter_nodes(prefix)}
-        names |= {key[len(prefix) :].partition("/")[0] for key in self.iter_values(prefix)}
+        drafts, values = dict(self.drafts), dict(self.values)
+        names = {path[len(prefix) :].partition("/")[0] for path in drafts if _is_there(drafts, path, prefix)}
+        names |= {key[len(prefix) :].partition("/")[0] for key in values if _is_there(values, key, prefix)}
+        names |= self._base_children(b"n", prefix, drafts, self.is_hidden)
+        names |= self._base_children(b"v", prefix, values, self.is_value_hidden)
         # The root lies in itself, and a key may end in a slash.
         return names - {""}
+
+    def _base_children(
+        self, space: bytes, prefix: str, edits: Mapping[str, object], is_hidden: Callable[[str], bool]
+    ) -> set[str]:
+        """Return the first parts of what the base has below `prefix`, and the edits neither replace nor hide."""
+        start, stop = _bounds(space, prefix)
+        head = start if prefix else space + b"\0"
+        has_edits = bool(self.hidden) or any(path.startswith(prefix) for path in edits)
+        found: set[bytes] = set()
+        cursor = NameCursor(self._blobs, self.root)
+        at: bytes | None = start
+        while at is not None:
+            pages, at = cursor.iter_keys(at, stop), None
+            for keys in pages:
+                shown = keys
+                if has_edits:
+                    shown = [
+                        key for key in keys if (path := path_of(key)) not in edits and not is_hidden(path)
+                    ]
+                found.update([key[len(head) :].partition(b"\0")[0] for key in shown])
+                child, below, _ = keys[-1][len(head) :].partition(b"\0") if keys else (b"", b"", b"")
+                if below and child in found:
+                    # The page ends in the midst of a child that was found, which may be large: go on behind it.
+                    at = head + child + b"\1"
+                    break
+        return {name.decode() for name in found}
+
+
+def _is_there(edits: Mapping[str, object], path: str, prefix: str) -> bool:
+    return edits[path] is not None and path.startswith(prefix)
 
 
 def _parsed(documents: dict[str, bytes]) -> NodeSpec | None:

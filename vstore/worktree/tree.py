@@ -425,10 +425,10 @@ class Worktree:
             self.nodes.drafts[owner.path] = owner
             self.writer.release_many(array.clear())
             return
-        for indices, _ in list(array.iter_indices()):
+        first = encoding.first_indices(inside)
+        for indices, _ in () if first is None else list(array.iter_indices(first)):
             for index in map(tuple, indices.tolist()):
-                if encoding.encode(index).startswith(inside + "/"):
-                    self._delete_chunk(self.nodes.arrays, (owner, array, *array.locate(index)))
+                self._delete_chunk(self.nodes.arrays, (owner, array, *array.locate(index)))
 
     # --- listing ---------------------------------------------------------------------------------------------
 
