@@ -34,8 +34,7 @@ def run_workload(
     """Run all cases and return {case label: {system: rounds}}."""
     results: dict[str, dict[str, Rounds]] = {}
     for case in workload.cases(scale):
-        # Where a case says which systems it is for, others have nothing to tell there.
-        suited = [name for name in systems if name.partition("+")[0] in case.get("systems", SYSTEMS)]
+        suited = systems_of(case, systems)
         by_system: dict[str, Rounds] = {system: [] for system in suited}
         for number in range(rounds if case.get("is_long") else workload.rounds(scale, rounds)):
             for system in rotated(suited, number):
@@ -49,6 +48,11 @@ def run_workload(
         if by_system:
             results[case["label"]] = by_system
     return results
+
+
+def systems_of(case: Case, systems: Sequence[str]) -> list[str]:
+    """Return those of `systems` that a case is for: some say, where others have nothing to tell."""
+    return [name for name in systems if name.partition("+")[0] in case.get("systems", SYSTEMS)]
 
 
 def run_once(workload: Workload, case: Case, system: str, *, profile: bool = False) -> Outcome:

@@ -29,13 +29,15 @@ from benchmarks.workloads.base import (
 
 _MAX_FOR_XARRAY = 1_000
 _CHANGES = 5
+_FOR_NESTED = ["vstore", "icechunk", "zarr-local", "zarr-memory"]
 
 
 def cases(scale: Scale) -> Iterator[Case]:
     for count in scale.arrays:
         yield {"label": f"{count:,} arrays in one group", "arrays": count}
     for count in scale.nested_groups:
-        yield {"label": f"{count:,} arrays in nested groups", "arrays": count, "is_nested": True}
+        label = f"{count:,} arrays in nested groups"
+        yield {"label": label, "arrays": count, "is_nested": True, "systems": _FOR_NESTED}
 
 
 def create(system: System, context: Context) -> Metrics:

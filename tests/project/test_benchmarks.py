@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.budgets import BUDGETS, judge
 from benchmarks.data import WrongDataError, check, values
-from benchmarks.harness import choose_systems, rotated
+from benchmarks.harness import choose_systems, rotated, systems_of
 from benchmarks.measure import disk_usage, measuring
 from benchmarks.processes import Task
 from benchmarks.report import align, figure, show_budgets, show_results
@@ -26,6 +26,7 @@ from benchmarks.systems.zarr_systems import ZarrMemory
 from benchmarks.worker import run_task
 from benchmarks.workloads import NAMES, PLANNED, get_workload, get_workloads
 from benchmarks.workloads.base import Against, Column
+from benchmarks.workloads.commits import p99
 
 ROOT = Path(__file__).resolve().parents[2]
 FUSED_MEMORY = [name for name in ("zarr-memory+fused",) if why_unavailable(name) is None]
@@ -221,6 +222,17 @@ def test_systems_are_chosen_by_scale_and_by_name() -> None:
     assert {"zarr-memory", *FUSED_MEMORY} <= set(choose_systems(bulk, FULL, ["zarr-memory"])[0])
     assert choose_systems(history, FULL, ["zarr-memory", "vstore"])[0] == ["vstore"]
     assert set(choose_systems(history, QUICK, None)[0]) <= set(QUICK.systems or ())
+
+
+def test_a_case_may_be_for_some_systems_only() -> None:
+    systems = ["vstore", "vstore+fused", "icechunk"]
+    assert systems_of({"label": "all"}, systems) == systems
+    assert systems_of({"label": "some", "systems": ["vstore"]}, systems) == ["vstore", "vstore+fused"]
+
+
+def test_the_99th_percentile_of_few_is_the_largest() -> None:
+    assert p99([1.0, 5.0, 2.0]) == 5.0
+    assert p99([*([1.0] * 199), 500.0]) < 10
 
 
 def test_every_number_has_a_workload_or_a_plan() -> None:
