@@ -22,7 +22,7 @@ from vstore.blobs.cache import CACHE
 from vstore.changes.dictionaries import Dictionaries
 from vstore.changes.layering import IndexedLayer, count_to_merge, merge_manifests
 from vstore.changes.pending import PendingKind, PendingTile
-from vstore.changes.rows import ChunkRows, join, select, with_deleted
+from vstore.changes.rows import ChunkRows, join, select, translate, with_deleted
 from vstore.errors import CorruptionError
 from vstore.format.envelope import BlobKind
 from vstore.format.manifest import MAX_TILE_CHUNKS, Manifest, decode_manifest, encode_manifest
@@ -163,12 +163,23 @@ class Written(NamedTuple):
             return None
         return spilled.layers[0]
 
-    def rows(self, dictionaries: Dictionaries) -> ChunkRows:
-        """Return all refs, tombstones and unchanged ones among them, numbered by the session's `dictionaries`."""
+    def rows(self, own: Dictionaries, dictionaries: Dictionaries) -> ChunkRows:
+        """Return all refs, tombstones and unchanged ones among them, numbered by `dictionaries`.
+
+        `own` are the session's, which number what is in memory.
+        """
+        above = translate(self.in_memory, own, dictionaries)
         if self.spilled is None:
-            return self.in_memory
+            return above
         below = self.spilled.rows(dictionaries)
-        return join([select(below, ~np.isin(below.positions, self.in_memory.positions)), self.in_memory])
+        return join([select(below, ~np.isin(below.positions, above.positions)), above])
+
+    def positions(self) -> Positions:
+        """Return all positions that were written, increasing."""
+        if self.spilled is None:
+            return self.in_memory.positions
+        anyhow = Dictionaries()
+        return self.rows(anyhow, anyhow).positions
 
 
 def edits_in(tile: PendingTile) -> Written:
@@ -187,7 +198,7 @@ def unspill(tile: PendingTile, dictionaries: Dictionaries) -> None:
     """Bring all refs of a tile back to memory, numbered by the session's dictionaries. The caller holds the lock."""
     every = edits_in(tile)
     if every.spilled is not None:
-        content = every.rows(dictionaries)
+        content = every.rows(dictionaries, dictionaries)
         tile.spilled = None
         tile.keep(content.positions, content.rows, bytes(content.inline))
 
