@@ -111,7 +111,7 @@ class SpilledTile:
     def rows(self, dictionaries: Dictionaries) -> ChunkRows:
         """Return all refs, tombstones and unchanged ones among them, numbered by `dictionaries`."""
         merged = with_deleted(merge_manifests(self.manifests(), drop_deleted=False), dictionaries)
-        same = np.flatnonzero(_bits(self.unchanged)).astype(np.uint16)
+        same = np.flatnonzero(to_bits(self.unchanged)).astype(np.uint16)
         if not len(same):
             return merged
         unchanged = np.zeros(len(same), merged.rows.dtype)
@@ -126,7 +126,7 @@ class SpilledTile:
         `written` are those at which the layer, or what is in memory by now, has anything else.
         """
         layers = (*(() if layer is None else (layer,)), *self.layers[replaced:])
-        bits = _bits(self.unchanged)
+        bits = to_bits(self.unchanged)
         bits[written] = False
         bits[same] = True
         return replace(self, layers=layers, unchanged=np.packbits(bits).tobytes() if bits.any() else b"")
@@ -140,7 +140,8 @@ class SpilledTile:
         object.__setattr__(self, "unchanged", state[1])
 
 
-def _bits(packed: bytes) -> npt.NDArray[np.bool_]:
+def to_bits(packed: bytes) -> npt.NDArray[np.bool_]:
+    """Return a tile's marks, bool[16384], from a bit for each; none are set in no bytes."""
     if not packed:
         return np.zeros(MAX_TILE_CHUNKS, dtype=bool)
     return np.unpackbits(np.frombuffer(packed, dtype=np.uint8)).astype(bool)
@@ -247,6 +248,13 @@ def spill(tree: Worktree, *, fewest_refs: int = FEWEST_REFS) -> None:
         tiles = list(_pending_tiles(tree))
     for array, key, tile in tiles:
         if len(tile) >= fewest_refs:
+            _spill_tile(tree, array, key, tile)
+
+
+def spill_array(tree: Worktree, array: ArrayState) -> None:
+    """Do the same for one array, which need not be part of the worktree yet."""
+    for key, tile in list(array.pending.items()):
+        if len(tile) >= FEWEST_REFS:
             _spill_tile(tree, array, key, tile)
 
 
