@@ -28,6 +28,7 @@ from tests.repositories import (
     write,
 )
 from vstore.format.refs import CHECK_BLOCK_BYTES
+from vstore.ids import blake3_digest
 from vstore.ops.fsck import check
 from vstore.session import Session
 from vstore.storage.local import LocalStorage
@@ -842,11 +843,15 @@ def test_deleting_an_array_reads_none_of_its_manifests(counted: vstore.Repositor
 def test_a_folder_inside_a_large_array_is_listed_from_its_tiles(counted: vstore.Repository) -> None:
     """A row of a grid of 40 x 40 tiles: its 40 tiles are read, in committed arrays and in pending ones."""
     rows = (0, 300, 5000)
-    chunks = {f"a/c/{row}/{column}": b"%d" % row for row in rows for column in range(0, 5120, 64)}
+    chunks = {
+        f"a/c/{row}/{column}": blake3_digest(b"%d %d" % (row, column))
+        for row in rows
+        for column in range(0, 5120, 8)
+    }
     commit(counted, {"a/zarr.json": array_document((5120, 5120)), **chunks})
     from vstore.blobs.cache import CACHE
 
-    expected = sorted(str(column) for column in range(0, 5120, 64))
+    expected = sorted(str(column) for column in range(0, 5120, 8))
     reader = counted.readonly_session("main").store
     CACHE.clear()
     reads = counted.handle.storage.reads
@@ -866,7 +871,7 @@ def test_a_folder_inside_a_large_array_is_listed_from_its_tiles(counted: vstore.
     assert not sync(reader.is_empty("a/c/300"))
     assert sync(reader.is_empty("a/c/301"))
     assert sync(reader.is_empty("a/c/100"))
-    assert len(reads) < 55
+    assert len(reads) < 90
     sync(writer.store.delete_dir("a/c/300"))
     assert sync(writer.store.is_empty("a/c/300"))
     assert sync(writer.store.getsize_prefix("a/c/7")) == 3
