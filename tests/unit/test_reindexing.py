@@ -614,3 +614,24 @@ def test_a_session_that_may_not_write_moves_no_chunks(
     for session in sessions:
         with pytest.raises(vstore.ReadOnlyError):
             act(session, "a")
+
+
+def test_an_index_given_twice_is_found_in_whatever_tile(
+    local: vstore.Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tiles are looked at one after the other, and what was put before may be out of memory by then."""
+    monkeypatch.setattr("vstore.worktree.reindexing._TILES_AT_ONCE", 1)
+    monkeypatch.setattr("vstore.worktree.spilling.MAX_PENDING_BYTES", 1)
+    monkeypatch.setattr("vstore.worktree.spilling.FEWEST_REFS", 1)
+    session = local.writable_session("main")
+    write(session, {"a/zarr.json": array_document((40_000,))})
+    write(session, {key_of((n,)): b"%d" % n for n in (0, 7, 16_390, 33_000)})
+    before = contents(session)
+    with pytest.raises(vstore.InvalidInputError, match="same index"):
+        session.reindex_array("a", lambda index: (7,) if index[0] > 33_000 - 1 else index)
+    assert contents(session) == before
+    session.reindex_array("a", lambda index: (39_999 - index[0],))
+    assert contents(session) == {
+        "a/zarr.json": before["a/zarr.json"],
+        **{key_of((39_999 - n,)): b"%d" % n for n in (0, 7, 16_390, 33_000)},
+    }

@@ -28,6 +28,7 @@ from tests.repositories import (
     write,
 )
 from vstore.format.refs import CHECK_BLOCK_BYTES
+from vstore.ids import blake3_digest
 from vstore.ops.fsck import check
 from vstore.session import Session
 from vstore.storage.local import LocalStorage
@@ -841,6 +842,85 @@ def test_deleting_an_array_reads_none_of_its_manifests(counted: vstore.Repositor
     assert sum(length for _, _, length in reads) < 10_000
     session.commit("gone")
     assert contents(counted.readonly_session("main")) == {}
+
+
+def test_a_folder_inside_a_large_array_is_listed_from_its_tiles(counted: vstore.Repository) -> None:
+    """A row of a grid of 40 x 40 tiles: its 40 tiles are read, in committed arrays and in pending ones."""
+    rows = (0, 300, 5000)
+    chunks = {
+        f"a/c/{row}/{column}": blake3_digest(b"%d %d" % (row, column))
+        for row in rows
+        for column in range(0, 5120, 8)
+    }
+    commit(counted, {"a/zarr.json": array_document((5120, 5120)), **chunks})
+    from vstore.blobs.cache import CACHE
+
+    expected = sorted(str(column) for column in range(0, 5120, 8))
+    reader = counted.readonly_session("main").store
+    CACHE.clear()
+    reads = counted.handle.storage.reads
+    reads.clear()
+    assert sorted(list_dir(reader, "a/c/300")) == expected
+    assert len(reads) < 55
+    writer = counted.writable_session("main")
+    write(writer, {"a/c/300/1": b"new", "a/c/7/5": b"new"})
+    assert sorted(list_dir(writer.store, "a/c/300")) == sorted([*expected, "1"])
+    assert list_dir(writer.store, "a/c/7") == ["5"]
+    assert sorted(list_dir(writer.store, "a/c"), key=int) == ["0", "7", "300", "5000"]
+    assert sorted(sync(collect(reader.list_prefix("a/c/300/12")))) == [
+        f"a/c/300/{column}" for column in expected if column.startswith("12")
+    ]
+    CACHE.clear()
+    reads.clear()
+    assert not sync(reader.is_empty("a/c/300"))
+    assert sync(reader.is_empty("a/c/301"))
+    assert sync(reader.is_empty("a/c/100"))
+    assert len(reads) < 90
+    sync(writer.store.delete_dir("a/c/300"))
+    assert sync(writer.store.is_empty("a/c/300"))
+    assert sync(writer.store.getsize_prefix("a/c/7")) == 3
+
+
+def test_a_large_child_is_passed_over_when_its_parent_is_listed(counted: vstore.Repository) -> None:
+    """Below g/b are 3,000 groups in many pages; none but the first and the last of them is read."""
+    values = {f"g/{name}/zarr.json": GROUP for name in ("a", "b", "b\x01", "c", "ba")}
+    values |= {f"g/b/x{n}/zarr.json": GROUP for n in range(3000)}
+    commit(counted, {**values, "g/b/value": b"v", "other/value": b"v"})
+    from vstore.blobs.cache import CACHE
+
+    CACHE.clear()
+    session = counted.writable_session("main")
+    reads = counted.handle.storage.reads
+    reads.clear()
+    assert list_dir(session.store, "g") == ["a", "b", "b\x01", "ba", "c"]
+    assert len(reads) < 15
+    session.tree_for_writing().delete_folder("g/b")
+    session.tree_for_writing().delete_folder("g/c")
+    write(session, {"g/d/e/zarr.json": GROUP})
+    assert list_dir(session.store, "g") == ["a", "b\x01", "ba", "d"]
+    assert list_dir(session.store, "") == ["g", "other"]
+
+
+def test_a_thousand_nested_groups(counted: vstore.Repository) -> None:
+    paths = ["/".join(f"g{n}" for n in range(depth)) for depth in range(1, 1001)]
+    deepest = paths[-1]
+    values = {f"{path}/zarr.json": GROUP for path in paths}
+    values |= {"zarr.json": GROUP, f"{deepest}/a/zarr.json": array_document((3,)), f"{deepest}/a/c/1": b"x"}
+    commit(counted, values)
+    session = counted.writable_session("main")
+    assert contents(session) == values
+    assert list_dir(session.store, "") == ["g0", "zarr.json"]
+    assert list_dir(session.store, deepest) == ["a", "zarr.json"]
+    session.move("g0", "h")
+    write(session, {f"h{deepest[2:]}/a/c/2": b"y"})
+    session.commit("moved")
+    session = counted.writable_session("main")
+    assert session.tree.read(f"h{deepest[2:]}/a/c/1") == b"x"
+    assert zarr.open_array(session.store, path=f"h{deepest[2:]}/a", mode="r").shape == (3,)
+    sync(session.store.delete_dir("h"))
+    assert contents(session) == {"zarr.json": GROUP}
+    session.commit("deleted")
+    assert contents(counted.readonly_session("main")) == {"zarr.json": GROUP}
 
 
 # --- rectilinear grids ---------------------------------------------------------------------------------------

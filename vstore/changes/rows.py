@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from vstore.changes.dictionaries import Dictionaries
+from vstore.changes.dictionaries import Dictionaries, Numbering
 from vstore.changes.pending import ROW_DTYPE, PendingKind
 from vstore.changes.tiling import split_indices
 from vstore.format.manifest import ChunkKind, Manifest
@@ -76,12 +76,20 @@ def translate(content: ChunkRows, numbered_by: Dictionaries, dictionaries: Dicti
         return content
     rows = content.rows.copy()
     stored, virtual = rows["kind"] == PendingKind.STORED, rows["kind"] == PendingKind.VIRTUAL
-    rows["source"][stored] = dictionaries.packs.numbers(numbered_by.packs.names)[rows["source"][stored]]
-    places = dictionaries.locations.numbers(numbered_by.locations.names)
-    rows["source"][virtual] = places[rows["source"][virtual]]
-    checks = np.array([0, *map(dictionaries.checksum_number, numbered_by.checksums.names)], dtype=np.uint32)
-    rows["check"][virtual] = checks[rows["check"][virtual]]
+    _renumber(rows["source"], stored, numbered_by.packs, dictionaries.packs)
+    _renumber(rows["source"], virtual, numbered_by.locations, dictionaries.locations)
+    checked = virtual & (rows["check"] > 0)
+    rows["check"] -= checked
+    _renumber(rows["check"], checked, numbered_by.checksums, dictionaries.checksums)
+    rows["check"] += checked
     return ChunkRows(content.positions, rows, content.inline)
+
+
+def _renumber(numbers: npt.NDArray[np.uint32], mask: Mask, old: Numbering[Any], new: Numbering[Any]) -> None:
+    """Give the numbers under a mask, in place, those that another numbering has for the same names."""
+    if mask.any():
+        used, places = np.unique(numbers[mask], return_inverse=True)
+        numbers[mask] = new.numbers([old.names[number] for number in used.tolist()])[places]
 
 
 def select(content: ChunkRows, keep: Mask) -> ChunkRows:

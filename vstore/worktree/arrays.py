@@ -20,7 +20,7 @@ from vstore.changes.dictionaries import Dictionaries
 from vstore.changes.documents import ArraySpec
 from vstore.changes.layering import IndexedLayer, LayeredTile
 from vstore.changes.pending import PendingKind, PendingRef, PendingTile
-from vstore.changes.rows import NO_ROWS, ChunkRows, from_manifest, overlay, select, translate
+from vstore.changes.rows import NO_ROWS, ChunkRows, from_manifest, overlay, select
 from vstore.changes.tiling import join_indices, split_index, tile_is_inside, tile_reaches_into
 from vstore.format.manifest import ChunkKind, Manifest, decode_manifest
 from vstore.format.node import Layer, TilePointer, Tiles, decode_pointer, tile_key, tile_of
@@ -224,7 +224,8 @@ class ArrayState:
             with self._lock:
                 edits = edits_in(pending)
             # What the rows number is of no interest here.
-            content = edits.rows(Dictionaries())
+            anyhow = Dictionaries()
+            content = edits.rows(anyhow, anyhow)
             written, rows = content.positions, content.rows
             same = written[rows["kind"] == PendingKind.UNCHANGED]
             shown = (shown & ~np.isin(positions, written)) | np.isin(positions, same)
@@ -273,7 +274,7 @@ class ArrayState:
         `own` are the dictionaries of this array's edits.
         """
         edits = self.written(key)
-        written = None if edits is None else edits.rows(own)
+        written = None if edits is None else edits.rows(own, dictionaries)
         base = None if self.cleared and written is None else self.base_tile(key)
         below = NO_ROWS
         if base is not None:
@@ -281,15 +282,14 @@ class ArrayState:
         shown = self.shown_mask(tile_of(key), below.positions)
         if written is None:
             return select(below, shown)
-        at, rows, inline = written.positions, written.rows, written.inline
+        at, rows = written.positions, written.rows
         if positions is not None:
             wanted = np.isin(at, positions)
             at, rows = at[wanted], rows[wanted]
         # What was written and equals the base shows the base even where the rest of it is hidden.
         same = at[rows["kind"] == PendingKind.UNCHANGED]
         below = select(below, shown | np.isin(below.positions, same))
-        over = translate(ChunkRows(at, rows, inline), own, dictionaries)
-        return overlay(below, at, over.rows, over.inline)
+        return overlay(below, at, rows, written.inline)
 
     def written(self, key: bytes) -> Written | None:
         """Return what the session wrote into a tile; None if it wrote nothing."""
@@ -300,7 +300,7 @@ class ArrayState:
     def written_positions(self, key: bytes) -> npt.NDArray[np.uint16]:
         """Return the positions of a tile that the session wrote, increasing."""
         edits = self.written(key)
-        return np.zeros(0, np.uint16) if edits is None else edits.rows(Dictionaries()).positions
+        return np.zeros(0, np.uint16) if edits is None else edits.positions()
 
     @property
     def is_edited(self) -> bool:

@@ -37,7 +37,7 @@ from vstore.changes.layering import (
     select_rows,
 )
 from vstore.changes.pending import PendingKind
-from vstore.changes.rows import NO_ROWS
+from vstore.changes.rows import NO_ROWS, ChunkRows
 from vstore.format.envelope import BlobKind
 from vstore.format.manifest import ChunkKind, Manifest, encode_manifest
 from vstore.format.node import (
@@ -64,7 +64,7 @@ from vstore.tree import get as tree_get
 from vstore.worktree.arrays import ArrayState, remember_layer, resolve_tile, tile_is_cached
 from vstore.worktree.contents import Content, OwnBlob
 from vstore.worktree.nodes import NodeState
-from vstore.worktree.spilling import SpilledLayer, Written
+from vstore.worktree.spilling import SpilledLayer
 from vstore.worktree.tree import Worktree
 
 NODE_POLICY = TreePolicy(leaf_bytes=16 * 1024, leaf_entries=4096, measure=measure_node)
@@ -190,10 +190,14 @@ class _Encoder:
         spilled = None if edits is None or before is not None else edits.only_layer
         if spilled is not None:
             return self._spilled_pointer(spilled)
-        positions, rows, inline = _rows_of(edits, self._tree.dictionaries)
+        # One for each tile, where it is large: a session may name more packs and locations than fit into memory.
+        own = self._tree.dictionaries
+        dictionaries = own if edits is None or edits.spilled is None else Dictionaries()
+        content = NO_ROWS if edits is None else edits.rows(own, dictionaries)
+        positions, rows = content.positions, content.rows
         hides = array.cleared or array.limit is not None
         if not hides and len(positions) <= FEW_REFS and (before is None or self._is_at_hand(before)):
-            return self._few_pointer(positions.tolist(), rows, inline, before)
+            return self._few_pointer(content, dictionaries, before)
         base: Manifest | None = None
         if before is not None and (hides or self._is_at_hand(before)):
             tile = resolve_tile(self._tree.blobs, before)
@@ -202,7 +206,7 @@ class _Encoder:
                 gone = whole[~array.shown_mask(tile_of(key), whole) & ~np.isin(whole, positions)]
                 positions, rows = _with_tombstones(positions, rows, gone)
             base = tile.at(positions)
-        new = self._changed_refs(positions, rows, inline, before, base)
+        new = self._changed_refs(ChunkRows(positions, rows, content.inline), dictionaries, before, base)
         if len(new) == 0:
             return before
         layers, totals = self._stack(new, before, base)
@@ -217,15 +221,12 @@ class _Encoder:
         return TilePointer((Layer(blob, layer.ref_count),), layer.totals)
 
     def _few_pointer(
-        self,
-        positions: list[int],
-        rows: npt.NDArray[Any],
-        inline: bytes | bytearray,
-        before: TilePointer | None,
+        self, content: ChunkRows, dictionaries: Dictionaries, before: TilePointer | None
     ) -> TilePointer | None:
         """Do the same for a few edits of a tile whose layers are at hand, without columns."""
         tile = LayeredTile(()) if before is None else resolve_tile(self._tree.blobs, before)
-        edits = pending_refs(positions, rows, inline, self._tree.dictionaries, self._own_places(rows))
+        places = self._own_places(content.rows)
+        edits = pending_refs(content.positions.tolist(), content.rows, content.inline, dictionaries, places)
         new, replaced = _changed_few(edits, tile)
         if not new:
             return before
@@ -262,9 +263,8 @@ class _Encoder:
 
     def _changed_refs(
         self,
-        positions: npt.NDArray[np.uint16],
-        rows: npt.NDArray[Any],
-        inline: bytes | bytearray,
+        edits: ChunkRows,
+        dictionaries: Dictionaries,
         before: TilePointer | None,
         base: Manifest | None,
     ) -> Manifest:
@@ -272,12 +272,13 @@ class _Encoder:
 
         `base` is what the base holds at these positions, None where that is not known.
         """
+        positions, rows = edits.positions, edits.rows
         edited = rows["kind"] != PendingKind.UNCHANGED
         if before is None or base is not None:
             # A tombstone is only worth keeping where something lies below it.
             below = np.zeros(len(positions), bool) if base is None else np.isin(positions, base.positions)
             edited &= (rows["kind"] != PendingKind.DELETED) | below
-        new = pending_manifest(positions[edited], rows[edited], inline, self._tree.dictionaries, self._writer)
+        new = pending_manifest(positions[edited], rows[edited], edits.inline, dictionaries, self._writer)
         return new if base is None else _without_equal(new, base)
 
     def _stack(
@@ -351,13 +352,6 @@ def _merge_few(new: Refs, taken: Sequence[Manifest], *, drop_deleted: bool) -> M
     if any(len(manifest) > FEW_REFS for manifest in taken):
         return merge_manifests([manifest_of(new), *taken], drop_deleted=drop_deleted)
     return manifest_of(merge_few([new, *map(refs_of, taken)], drop_deleted=drop_deleted))
-
-
-def _rows_of(
-    edits: Written | None, dictionaries: Dictionaries
-) -> tuple[npt.NDArray[np.uint16], npt.NDArray[Any], bytes | bytearray]:
-    content = NO_ROWS if edits is None else edits.rows(dictionaries)
-    return content.positions, content.rows, content.inline
 
 
 def _with_tombstones(

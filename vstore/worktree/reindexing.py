@@ -1,12 +1,13 @@
 """Giving chunks other indices: whole chunks change places, none is read or written.
 
-All refs of the array are renumbered at once, as columns. Only where every chunk has the same shape does a chunk fit
+The refs of many tiles are renumbered at once, as columns. Only where every chunk has the same shape does a chunk fit
 any place, so other grids are refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from operator import index as to_int
 from typing import TypeAlias
 
@@ -14,14 +15,18 @@ import numpy as np
 import numpy.typing as npt
 
 from vstore.changes.pending import PendingKind, PendingTile
-from vstore.changes.rows import ChunkRows, iter_tiles, pack_inline
+from vstore.changes.rows import ChunkRows, iter_tiles, pack_inline, select
 from vstore.changes.tiling import join_indices
 from vstore.errors import InvalidInputError, NodeNotFoundError
 from vstore.format.node import tile_of
+from vstore.worktree import spilling
 from vstore.worktree.arrays import ArrayState
 from vstore.worktree.compare import iter_changed_tiles
 from vstore.worktree.nodes import NodeState
 from vstore.worktree.tree import Worktree
+
+_TILES_AT_ONCE = 32
+"""Half a million refs: about 100 MiB while they are being sorted."""
 
 Indices: TypeAlias = npt.NDArray[np.int64]
 """Chunk indices i64[n, d]."""
@@ -36,22 +41,58 @@ def reindex(tree: Worktree, path: str, renumber: Renumber) -> None:
     """
     with tree.lock:
         node, array = require_array(tree, path)
-        indices, content = _all_chunks(tree, array)
-        targets, keep = renumber(indices)
-        _check_targets(array, path, targets[keep])
+        moved = _Moved(tree, array, path)
+        dropped = [np.zeros(0, np.uint64)]
+        keys = iter_changed_tiles(None, array)
+        while some := list(islice(keys, _TILES_AT_ONCE)):
+            indices, content = _chunks_of(tree, array, some)
+            targets, keep = renumber(indices)
+            moved.put(targets[keep], select(content, keep))
+            gone = content.rows[~keep]
+            dropped.append(gone["at"][gone["kind"] == PendingKind.OWN])
         tree.begin_edit()
-        tiles = {}
-        for key, positions, chosen in iter_tiles(targets[keep], array.extents):
-            rows = content.rows[keep][chosen]
-            part = pack_inline(ChunkRows(positions, rows, content.inline))
-            tile = tiles[key] = PendingTile()
-            tile.inline = bytearray(part.inline)
-            tile.set_many(part.positions, part.rows)
-        for slot in content.rows["at"][~keep & (content.rows["kind"] == PendingKind.OWN)].tolist():
-            tree.writer.release(slot)
-        array.pending = tiles
+        tree.writer.release_many(np.concatenate(dropped))
+        array.pending = moved.tiles
         array.cleared = array.base is not None
         tree.nodes.drafts[path] = node
+
+
+class _Moved:
+    """The chunks of an array at their new places; refs that take too much memory are spilled as they come."""
+
+    def __init__(self, tree: Worktree, array: ArrayState, path: str) -> None:
+        self._tree = tree
+        self._path = path
+        self._array = ArrayState(array.reader, array.node_id, array.spec, array.extents, None, tree.lock)
+        self._taken: dict[bytes, bytes] = {}
+        self._held_bytes = 0
+
+    @property
+    def tiles(self) -> dict[bytes, PendingTile]:
+        return self._array.pending
+
+    def put(self, targets: Indices, content: ChunkRows) -> None:
+        """Put chunks at indices i64[n, d]; raise if those lie outside the grid or are taken."""
+        _check_targets(self._array, self._path, targets)
+        for key, positions, chosen in iter_tiles(targets, self._array.extents):
+            self._take(key, positions)
+            part = pack_inline(ChunkRows(positions, content.rows[chosen], content.inline))
+            tile = self._array.tile_for_edit(key)
+            rows = part.rows.copy()
+            rows["at"][rows["kind"] == PendingKind.INLINE] += np.uint64(len(tile.inline))
+            tile.inline += part.inline
+            tile.set_many(part.positions, rows)
+            self._held_bytes += rows.nbytes + len(part.inline)
+        if self._held_bytes > spilling.MAX_PENDING_BYTES // 2:
+            spilling.spill_array(self._tree, self._array)
+            self._held_bytes = 0
+
+    def _take(self, key: bytes, positions: npt.NDArray[np.uint16]) -> None:
+        bits = spilling.to_bits(self._taken.get(key, b""))
+        if bits[positions].any():
+            raise _given_twice(self._path)
+        bits[positions] = True
+        self._taken[key] = np.packbits(bits).tobytes()
 
 
 def require_array(tree: Worktree, path: str) -> tuple[NodeState, ArrayState]:
@@ -70,17 +111,17 @@ def require_array(tree: Worktree, path: str) -> tuple[NodeState, ArrayState]:
     return node, node.array
 
 
-def _all_chunks(tree: Worktree, array: ArrayState) -> tuple[Indices, ChunkRows]:
-    """Return all chunks of an array: their indices, and their rows (with positions that mean nothing)."""
-    indices, rows, inline = [np.zeros((0, len(array.extents)), np.int64)], [], bytearray()
-    for key in iter_changed_tiles(None, array):
+def _chunks_of(tree: Worktree, array: ArrayState, keys: list[bytes]) -> tuple[Indices, ChunkRows]:
+    """Return the chunks of some tiles: their indices, and their rows (with positions that mean nothing)."""
+    indices, rows, inline = [], [], bytearray()
+    for key in keys:
         content = array.rows(key, tree.dictionaries, tree.dictionaries)
         part = content.rows.copy()
         part["at"][part["kind"] == PendingKind.INLINE] += np.uint64(len(inline))
         inline += content.inline
         rows.append(part)
         indices.append(join_indices(tile_of(key), content.positions, array.extents))
-    every = np.concatenate(rows) if rows else PendingTile().to_rows()[1]
+    every = np.concatenate(rows)
     return np.concatenate(indices), ChunkRows(np.zeros(len(every), np.uint16), every, bytes(inline))
 
 
@@ -93,9 +134,11 @@ def _check_targets(array: ArrayState, path: str, targets: Indices) -> None:
             f"{f'/{path}'!r}. Nothing was changed."
         )
     if len(np.unique(targets, axis=0)) != len(targets):
-        raise InvalidInputError(
-            f"two chunks of {f'/{path}'!r} would get the same index. Nothing was changed."
-        )
+        raise _given_twice(path)
+
+
+def _given_twice(path: str) -> InvalidInputError:
+    return InvalidInputError(f"two chunks of {f'/{path}'!r} would get the same index. Nothing was changed.")
 
 
 def shift_by(offset: tuple[int, ...], grid: tuple[int, ...]) -> Renumber:

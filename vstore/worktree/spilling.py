@@ -22,7 +22,7 @@ from vstore.blobs.cache import CACHE
 from vstore.changes.dictionaries import Dictionaries
 from vstore.changes.layering import IndexedLayer, count_to_merge, merge_manifests
 from vstore.changes.pending import PendingKind, PendingTile
-from vstore.changes.rows import ChunkRows, join, select, with_deleted
+from vstore.changes.rows import ChunkRows, join, select, translate, with_deleted
 from vstore.errors import CorruptionError
 from vstore.format.envelope import BlobKind
 from vstore.format.manifest import MAX_TILE_CHUNKS, Manifest, decode_manifest, encode_manifest
@@ -111,7 +111,7 @@ class SpilledTile:
     def rows(self, dictionaries: Dictionaries) -> ChunkRows:
         """Return all refs, tombstones and unchanged ones among them, numbered by `dictionaries`."""
         merged = with_deleted(merge_manifests(self.manifests(), drop_deleted=False), dictionaries)
-        same = np.flatnonzero(_bits(self.unchanged)).astype(np.uint16)
+        same = np.flatnonzero(to_bits(self.unchanged)).astype(np.uint16)
         if not len(same):
             return merged
         unchanged = np.zeros(len(same), merged.rows.dtype)
@@ -126,7 +126,7 @@ class SpilledTile:
         `written` are those at which the layer, or what is in memory by now, has anything else.
         """
         layers = (*(() if layer is None else (layer,)), *self.layers[replaced:])
-        bits = _bits(self.unchanged)
+        bits = to_bits(self.unchanged)
         bits[written] = False
         bits[same] = True
         return replace(self, layers=layers, unchanged=np.packbits(bits).tobytes() if bits.any() else b"")
@@ -140,7 +140,8 @@ class SpilledTile:
         object.__setattr__(self, "unchanged", state[1])
 
 
-def _bits(packed: bytes) -> npt.NDArray[np.bool_]:
+def to_bits(packed: bytes) -> npt.NDArray[np.bool_]:
+    """Return a tile's marks, bool[16384], from a bit for each; none are set in no bytes."""
     if not packed:
         return np.zeros(MAX_TILE_CHUNKS, dtype=bool)
     return np.unpackbits(np.frombuffer(packed, dtype=np.uint8)).astype(bool)
@@ -163,12 +164,23 @@ class Written(NamedTuple):
             return None
         return spilled.layers[0]
 
-    def rows(self, dictionaries: Dictionaries) -> ChunkRows:
-        """Return all refs, tombstones and unchanged ones among them, numbered by the session's `dictionaries`."""
+    def rows(self, own: Dictionaries, dictionaries: Dictionaries) -> ChunkRows:
+        """Return all refs, tombstones and unchanged ones among them, numbered by `dictionaries`.
+
+        `own` are the session's, which number what is in memory.
+        """
+        above = translate(self.in_memory, own, dictionaries)
         if self.spilled is None:
-            return self.in_memory
+            return above
         below = self.spilled.rows(dictionaries)
-        return join([select(below, ~np.isin(below.positions, self.in_memory.positions)), self.in_memory])
+        return join([select(below, ~np.isin(below.positions, above.positions)), above])
+
+    def positions(self) -> Positions:
+        """Return all positions that were written, increasing."""
+        if self.spilled is None:
+            return self.in_memory.positions
+        anyhow = Dictionaries()
+        return self.rows(anyhow, anyhow).positions
 
 
 def edits_in(tile: PendingTile) -> Written:
@@ -187,7 +199,7 @@ def unspill(tile: PendingTile, dictionaries: Dictionaries) -> None:
     """Bring all refs of a tile back to memory, numbered by the session's dictionaries. The caller holds the lock."""
     every = edits_in(tile)
     if every.spilled is not None:
-        content = every.rows(dictionaries)
+        content = every.rows(dictionaries, dictionaries)
         tile.spilled = None
         tile.keep(content.positions, content.rows, bytes(content.inline))
 
@@ -236,6 +248,13 @@ def spill(tree: Worktree, *, fewest_refs: int = FEWEST_REFS) -> None:
         tiles = list(_pending_tiles(tree))
     for array, key, tile in tiles:
         if len(tile) >= fewest_refs:
+            _spill_tile(tree, array, key, tile)
+
+
+def spill_array(tree: Worktree, array: ArrayState) -> None:
+    """Do the same for one array, which need not be part of the worktree yet."""
+    for key, tile in list(array.pending.items()):
+        if len(tile) >= FEWEST_REFS:
             _spill_tile(tree, array, key, tile)
 
 

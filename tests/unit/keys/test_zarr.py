@@ -120,3 +120,25 @@ def test_paths_above(path, parent, ancestors):
 )
 def test_prefixes(prefix, path):
     assert normalize_prefix(prefix) == path
+
+
+@pytest.mark.parametrize(
+    ("encoding", "folder", "first"),
+    [
+        (ChunkKeyEncoding("c", "/", 2), "", ()),
+        (ChunkKeyEncoding("c", "/", 2), "c", ()),
+        (ChunkKeyEncoding("c", "/", 2), "c/3", (3,)),
+        (ChunkKeyEncoding("c", "/", 2), "c/3/4", None),
+        (ChunkKeyEncoding("c", "/", 2), "c/03", None),
+        (ChunkKeyEncoding("c", "/", 2), "3", None),
+        (ChunkKeyEncoding("c", "/", 0), "c", None),
+        (ChunkKeyEncoding("c", ".", 2), "", ()),
+        (ChunkKeyEncoding("c", ".", 2), "c", None),
+        (ChunkKeyEncoding("", "/", 3), "1/2", (1, 2)),
+        (ChunkKeyEncoding("", "/", 3), "1/x", None),
+    ],
+)
+def test_what_chunks_below_a_folder_begin_with(
+    encoding: ChunkKeyEncoding, folder: str, first: tuple[int, ...] | None
+) -> None:
+    assert encoding.first_indices(folder) == first

@@ -164,6 +164,19 @@ def test_chunks_equal_to_the_base_stay_known(repository: vstore.Repository) -> N
     assert session.commit("nothing new") == head
 
 
+def test_chunks_that_equalled_the_base_can_change(repository: vstore.Repository) -> None:
+    commit(repository, {"a/zarr.json": DOCUMENT, **{key(n): value(n) for n in range(COUNT)}})
+    session = repository.writable_session("main")
+    fill(session, range(COUNT))
+    settle(session)
+    changed = fill(session, range(0, COUNT, 2), salt=1)
+    settle(session)
+    expected = {"a/zarr.json": DOCUMENT, **{key(n): value(n) for n in range(COUNT)}, **changed}
+    assert contents(session) == expected
+    session.commit("x")
+    assert contents(repository.readonly_session("main")) == expected
+
+
 def test_a_cleared_array_shows_what_was_written_again(repository: vstore.Repository) -> None:
     commit(repository, {"a/zarr.json": DOCUMENT, **{key(n): value(n) for n in range(COUNT)}})
     session = repository.writable_session("main")
