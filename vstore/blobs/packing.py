@@ -7,9 +7,8 @@ and `read` on ranges that were reserved.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
-from operator import add
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +23,7 @@ from vstore.format.pack import (
     check_table,
     encode_ending,
 )
-from vstore.format.refs import check_table_size
+from vstore.format.refs import CHECK_BLOCK_BYTES, check_table_size
 from vstore.ids import DIGEST_SIZE, BytesLike, Digest, PackId, blake3_digest
 from vstore.storage.base import PackSink
 
@@ -86,8 +85,10 @@ class OpenPack:
     ) -> array[int]:
         """Reserve room for blobs end to end, whose slots are numbered from `first_slot`; return their offsets."""
         count = len(lengths)
-        tables = [check_table_size(length) for length in lengths]
-        offsets = array("Q", accumulate(map(add, lengths, tables), initial=self.end))
+        rooms: Iterable[int] = lengths
+        if max(lengths, default=0) > CHECK_BLOCK_BYTES:
+            rooms = [length + check_table_size(length) for length in lengths]
+        offsets = array("Q", accumulate(rooms, initial=self.end))
         self.end = offsets.pop()
         self._slots.extend(range(first_slot, first_slot + count))
         self._kinds += bytes((kind,)) * count
@@ -105,9 +106,8 @@ class OpenPack:
         buffers: list[BytesLike] = []
         for blob in blobs:
             buffers.append(blob)
-            table = check_table(blob)
-            if table:
-                buffers.append(table)
+            if len(blob) > CHECK_BLOCK_BYTES:
+                buffers.append(check_table(blob))
         try:
             self.sink.write(offset, buffers)
         except OutOfSpaceError:

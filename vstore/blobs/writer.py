@@ -14,7 +14,7 @@ import os
 import threading
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -162,6 +162,8 @@ class BlobWriter:
         Those get the next slots, in order. The caller holds the lock.
         """
         known, waiting, next_slot = self._by_digest, self._waiting, len(self._pack_of)
+        if len(set(digests)) == len(digests) and known.keys().isdisjoint(digests):
+            return list(range(next_slot, next_slot + len(digests))), list(range(len(digests)))
         slots: list[int] = []
         fresh: list[int] = []
         added: dict[bytes, int] = {}
@@ -202,8 +204,10 @@ class BlobWriter:
         self._moving.update(data)
         self._moves += 1
 
-    def _end_move(self, slots: Iterable[int]) -> None:
-        for slot in slots:
+    def _end_move(self, slots: Collection[int]) -> None:
+        if len(slots) == len(self._moving):
+            self._moving.clear()
+        for slot in slots if self._moving else ():
             self._moving.pop(slot, None)
         self._moves -= 1
         self._idle.notify_all()
@@ -243,8 +247,9 @@ class BlobWriter:
             self._pack_of[slots.start : slots.stop] = array("I", [pack.number]) * len(slots)
             self._offset_of[slots.start : slots.stop] = offsets
             # As in `_write_direct`: only now may others share the slots.
-            for digest, slot in zip(digests, slots, strict=True):
-                self._remember(digest, slot)
+            self._by_digest.update(zip(digests, slots, strict=True))
+            for _ in range(len(self._by_digest) - REMEMBERED_DIGESTS):
+                self._by_digest.popitem(last=False)
             self._end_move(slots)
 
     def _write_batch(self, batch: dict[int, _Waiting]) -> None:

@@ -106,8 +106,12 @@ def pwrite_all(fd: int, offset: int, buffers: Sequence[BytesLike]) -> int:
         return size
     first = 0
     while first < len(views):
-        done = os.pwritev(fd, views[first : first + MAX_BUFFERS], offset)
+        several = views[first : first + MAX_BUFFERS]
+        done = os.pwritev(fd, several, offset)
         offset += done
+        if done == sum(map(len, several)):
+            first += len(several)
+            continue
         while first < len(views) and done >= len(views[first]):
             done -= len(views[first])
             first += 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -28,7 +29,7 @@ from vstore.changes.pending import ROW_DTYPE, PendingKind, PendingTile
 from vstore.changes.tiling import split_indices
 from vstore.format.manifest import ChunkKind
 from vstore.format.node import tile_key
-from vstore.ids import DIGEST_SIZE, BytesLike, Digest, PackId, blake3_digest
+from vstore.ids import DIGEST_SIZE, BytesLike, PackId, blake3_digest
 from vstore.keys.zarr import ChunkKeyEncoding
 from vstore.worktree.arrays import ArrayState, ref_source
 from vstore.worktree.contents import ChunkSource
@@ -489,16 +490,18 @@ def _plan_edits(tree: Worktree, located: Located, values: Sequence[BytesLike | N
     if deleted.any():
         rows["kind"][deleted] = PendingKind.DELETED
         touched[deleted] = _present(tree, located, deleted)[deleted]
-    digests: dict[int, Digest] = {}
-    if stored.any():
-        at = np.flatnonzero(stored)
-        digests = {row: blake3_digest(values[row]) for row in at.tolist()}  # type: ignore[arg-type]
-        rows["digest"][at] = np.frombuffer(b"".join(digests.values()), np.uint8).reshape(-1, DIGEST_SIZE)
+    hashed = np.flatnonzero(stored).tolist()
+    blobs: list[BytesLike] = [values[row] for row in hashed]  # type: ignore[misc]
+    digests = list(map(blake3_digest, blobs))
+    if hashed:
+        rows["digest"][hashed] = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_SIZE)
     same = _equal_to_base(tree, located, values, rows["digest"], stored, inline)
-    changed = np.flatnonzero(stored & ~same).tolist()
-    slots = tree.writer.put_many([values[row] for row in changed], [digests[row] for row in changed])  # type: ignore[misc]
+    if same.any():
+        differs = ~same[hashed]
+        blobs, digests = list(compress(blobs, differs)), list(compress(digests, differs))
+    changed = stored & ~same
+    rows["at"][changed] = tree.writer.put_many(blobs, digests)
     rows["kind"][changed] = PendingKind.OWN
-    rows["at"][changed] = slots
     rows["length"][changed] = lengths[changed]
     rows[same] = np.zeros((), ROW_DTYPE)
     rows["kind"][same] = PendingKind.UNCHANGED

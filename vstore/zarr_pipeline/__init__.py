@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -29,17 +30,16 @@ if TYPE_CHECKING:
 
 __all__ = ["VstoreCodecPipeline", "enable"]
 
-_PATH = "codec_pipeline.path"
-_STOCK_PATH = "zarr.core.codec_pipeline.BatchedCodecPipeline"
 
-
-def enable() -> Any:
+def enable() -> AbstractContextManager[Any]:
     """Make zarr use this pipeline for the arrays that are opened from now on.
 
     Used in a `with` statement, it ends with the block. It is one setting of `zarr.config`, process-wide as all of them:
     `zarr.config.set({"codec_pipeline.path": "vstore.zarr_pipeline.VstoreCodecPipeline"})` does the same.
     """
-    return config.set({_PATH: f"{VstoreCodecPipeline.__module__}.{VstoreCodecPipeline.__qualname__}"})
+    path = f"{VstoreCodecPipeline.__module__}.{VstoreCodecPipeline.__qualname__}"
+    setting: AbstractContextManager[Any] = config.set({"codec_pipeline.path": path})
+    return setting
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,9 @@ class VstoreCodecPipeline(CodecPipeline):
     @classmethod
     def from_codecs(cls, codecs: Iterable[Codec]) -> Any:
         """Return zarr's stock pipeline: who calls this has no store, or one that is not vstore's."""
-        return _stock_class().from_codecs(codecs)
+        from zarr.core.codec_pipeline import BatchedCodecPipeline
+
+        return BatchedCodecPipeline.from_codecs(codecs)
 
     def evolve_from_array_spec(self, array_spec: ArraySpec) -> VstoreCodecPipeline:
         return type(self)(self.stock.evolve_from_array_spec(array_spec))
@@ -146,13 +148,6 @@ def _is_vstore(store: Store) -> bool:
     # A store of ours can't be there before its module was loaded.
     module = sys.modules.get("vstore.store")
     return module is not None and isinstance(store, module.SessionStore)
-
-
-def _stock_class() -> Any:
-    """Return the pipeline class that zarr has by default."""
-    from zarr.core.codec_pipeline import BatchedCodecPipeline
-
-    return BatchedCodecPipeline
 
 
 register_pipeline(VstoreCodecPipeline)

@@ -10,8 +10,6 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from vstore.ids import BytesLike
 from vstore.worktree.batch import ReadTask, set_many
 from vstore.zarr_pipeline.coder import Array, ChunkCoder, ChunkLayout, CodingError
@@ -72,13 +70,16 @@ def _encode_group(group: Batch, value: Array, drop_axes: tuple[int, ...]) -> lis
     """Return each chunk's stored bytes, None for what is not stored."""
     existing = _read_existing(group)
     requests, layouts, coder = group.requests, group.layouts, group.coder
+    is_scalar = value.shape == ()
 
     def encode_rows(rows: range) -> list[BytesLike | None]:
         values: list[BytesLike | None] = []
         for row in rows:
             layout = layouts[row]
-            chunk = _whole_chunk(requests[row], layout, value)
-            if chunk is None:
+            _, _, _, out_selection, is_whole = requests[row]
+            chunk = value[out_selection] if is_whole and not is_scalar else None
+            # A chunk at the array's edge counts as whole for zarr, but the value has only its inside.
+            if chunk is None or chunk.shape != layout.shape:
                 chunk = _merged(existing.get(row), requests[row], layout, value, drop_axes)
             values.append(None if layout.is_empty(chunk) else _encode(coder, chunk, layout))
         return values
@@ -100,7 +101,7 @@ def _encode(coder: ChunkCoder, chunk: Array, layout: ChunkLayout) -> BytesLike:
 
 def _read_existing(group: Batch) -> dict[int, Array]:
     """Return what is stored of the chunks that are written in part."""
-    rows = [row for row, request in enumerate(group.requests) if not request[4]]
+    rows = [row for row, (*_, is_whole) in enumerate(group.requests) if not is_whole]
     if not rows:
         return {}
     found: dict[int, Array] = {}
@@ -114,17 +115,6 @@ def _read_existing(group: Batch) -> dict[int, Array]:
 
     do_tasks(partial, take)
     return found
-
-
-def _whole_chunk(request: Request, layout: ChunkLayout, value: Array) -> Array | None:
-    """Return the part of the value that is a whole chunk as it lies; None if there is none.
-
-    A chunk at the array's edge counts as whole for zarr, but the value has only its inside.
-    """
-    if not request[4] or value.shape == ():
-        return None
-    chunk = np.asanyarray(value[request[3]])
-    return chunk if chunk.shape == layout.shape else None
 
 
 def _merged(

@@ -14,7 +14,7 @@ from vstore.blobs.writer import BlobWriter
 from vstore.errors import OutcomeUnknownError, OutOfSpaceError, SessionStateError, StorageError
 from vstore.format.envelope import BlobKind
 from vstore.format.refs import BlobRef
-from vstore.ids import blake3_digest
+from vstore.ids import PackId, blake3_digest
 from vstore.storage.base import PackPolicy
 from vstore.storage.local import LocalStorage
 from vstore.testing.faults import Fault, FaultPlan, FaultyStorage
@@ -227,3 +227,119 @@ def test_many_blobs_are_released_at_once(storage: LocalStorage) -> None:
     assert writer.read(shared, 600) == bytes([20]) * 600
     writer.release_many(np.array([shared], dtype=np.uint64))
     assert not writer.has_waiting_blobs
+
+
+# --- many at once --------------------------------------------------------------------------------------------
+
+
+def put_many(writer: BlobWriter, data: list[bytes]) -> list[int]:
+    return writer.put_many(data, [blake3_digest(blob) for blob in data])
+
+
+@pytest.mark.parametrize("direct_bytes", [1, 20_000, None])
+def test_many_blobs_get_slots_and_places_like_single_ones(
+    storage: LocalStorage, direct_bytes: int | None
+) -> None:
+    storage.pack_policy = PackPolicy(target_bytes=300_000, buffer_bytes=9_000, direct_bytes=direct_bytes)
+    writer = BlobWriter(storage)
+    first = [os.urandom(size) for size in (600, 25_000, 3_000, 70_000)]
+    data = [
+        *first,
+        *[os.urandom(size) for size in [700, 30_000, 65_536, 65_537, 150_000] * 3],
+        *first,
+        first[0],
+    ]
+    known = put(writer, data[5])
+    slots = put_many(writer, data[:9]) + put_many(writer, data[9:])
+    assert slots[5] == known
+    assert slots[-5:] == [slots[0], slots[1], slots[2], slots[3], slots[0]]
+    assert len(set(slots)) == len(data) - 5
+    assert [writer.read(slot, len(blob)) for slot, blob in zip(slots, data, strict=True)] == data
+    assert put_many(writer, data) == slots
+    commit(writer)
+    assert len(list(storage.list("packs/"))) > 1
+    assert [read_back(writer, storage, slot, blob) for slot, blob in zip(slots, data, strict=True)] == data
+    for info in storage.list("packs/"):
+        _, footer = BlobReader(storage).read_footer(PackId(bytes.fromhex(info.name.rpartition("/")[2])))
+        for digest, offset, length in zip(footer.digests, footer.offsets, footer.lengths, strict=True):
+            assert blake3_digest(storage.read(info.name, int(offset), int(length))) == digest.tobytes()
+
+
+def test_many_blobs_are_one_write(storage: LocalStorage) -> None:
+    plan = FaultPlan()
+    writer = BlobWriter(FaultyStorage(storage, plan))
+    put_many(writer, [os.urandom(4096) for _ in range(100)])
+    assert [request.method for request in plan.requests if request.method == "write"] == ["write"]
+    before = len(plan.requests)
+    put_many(writer, [b"a few small ones wait", b"in memory"])
+    assert len(plan.requests) == before
+
+
+def test_a_waiting_blob_that_many_share_is_kept_for_each(storage: LocalStorage) -> None:
+    writer = BlobWriter(storage)
+    slot = put(writer, b"y" * 700)
+    assert put_many(writer, [b"y" * 700, *[os.urandom(9000) for _ in range(9)]])[0] == slot
+    writer.release(slot)
+    assert writer.read(slot, 700) == b"y" * 700
+
+
+def test_a_failed_write_of_many_is_shared_with_nobody(storage: LocalStorage) -> None:
+    plan = FaultPlan()
+    writer = BlobWriter(FaultyStorage(storage, plan))
+    data = [os.urandom(9_000) for _ in range(20)]
+    before = put_many(writer, [b"z" * 70_000])
+    plan.inject(len(plan.requests), Fault.NOT_APPLIED)
+    with pytest.raises(StorageError):
+        put_many(writer, data)
+    slots = put_many(writer, data)
+    assert not set(slots) & set(before)
+    commit(writer)
+    assert [read_back(writer, storage, slot, blob) for slot, blob in zip(slots, data, strict=True)] == data
+
+
+def test_many_wait_while_metadata_is_placed(storage: LocalStorage) -> None:
+    writer = BlobWriter(storage)
+    batch = writer.begin_metadata()
+    first = batch.add(BlobKind.PAGE, b"one" * 50)
+    data = [os.urandom(9_000) for _ in range(20)]
+    other = threading.Thread(target=put_many, args=(writer, data))
+    other.start()
+    other.join(0.2)
+    assert other.is_alive()
+    writer.finish(batch)
+    other.join(10)
+    assert BlobReader(storage).whole(first, "the first") == b"one" * 50
+    commit(writer)
+
+
+def test_what_many_threads_put_at_once_is_all_there(storage: LocalStorage) -> None:
+    storage.pack_policy = PackPolicy(target_bytes=200_000, buffer_bytes=9_000, direct_bytes=10_000)
+    writer = BlobWriter(storage)
+    shared = [os.urandom(3_000) for _ in range(10)]
+    results: list[tuple[list[int], list[bytes]]] = []
+
+    def work() -> None:
+        for _ in range(10):
+            data = [*shared, *[os.urandom(3_000) for _ in range(10)]]
+            slots = put_many(writer, data)
+            assert [writer.read(slot, 3_000) for slot in slots] == data
+            results.append((slots, data))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    commit(writer)
+    assert len(results) == 40
+    for slots, data in results:
+        assert [
+            read_back(writer, storage, slot, blob) for slot, blob in zip(slots, data, strict=True)
+        ] == data
+
+
+def test_nothing_of_many_is_put_after_closing(storage: LocalStorage) -> None:
+    writer = BlobWriter(storage)
+    writer.close()
+    with pytest.raises(SessionStateError):
+        put_many(writer, [os.urandom(70_000)])

@@ -72,3 +72,30 @@ def test_inline_bytes_use_their_room_again() -> None:
         assert ref is not None
         assert tile.read_inline(ref) == bytes([size]) * size
     assert len(tile.inline) <= 200
+
+
+def as_rows(edits: dict[int, PendingRef]) -> np.ndarray:
+    rows = np.zeros(len(edits), ROW_DTYPE)
+    for row, ref in zip(rows, edits.values(), strict=True):
+        row["digest"] = np.frombuffer(ref.digest, np.uint8)
+        for name in ("at", "length", "source", "check", "kind"):
+            row[name] = getattr(ref, name)
+    return rows
+
+
+@pytest.mark.parametrize("already", [0, 30, 5000])
+@given(edits=st.dictionaries(st.integers(0, 60) | st.integers(0, 16_383), refs, min_size=1, max_size=60))
+def test_many_are_put_and_found(already: int, edits: dict[int, PendingRef]) -> None:
+    model = {3 * number: PendingRef(PendingKind.OWN, number) for number in range(already)}
+    tile = PendingTile()
+    if model:
+        tile.set_many(np.array(list(model), np.uint16), as_rows(model))
+    tile.put_many(np.array(list(edits), np.uint16), as_rows(edits))
+    model |= edits
+    check(tile, model)
+    wanted = [*edits, *range(0, 16_384, 97)]
+    written, rows = tile.rows_at(np.array(wanted, np.uint16))
+    assert [wanted[at] for at in written.tolist()] == [position for position in wanted if position in model]
+    assert rows.tobytes() == as_rows({at: model[wanted[at]] for at in written.tolist()}).tobytes()
+    tile.set(16_000, PendingRef(PendingKind.DELETED))
+    assert rows.tobytes() == as_rows({at: model[wanted[at]] for at in written.tolist()}).tobytes()

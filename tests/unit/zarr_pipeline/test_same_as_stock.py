@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numcodecs
@@ -16,6 +17,7 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, Transpos
 import vstore
 from tests.repositories import quick_folder
 from tests.unit.zarr_pipeline.pairs import Pair, watched
+from vstore.zarr_pipeline import writing
 
 # Data types and codecs of zarr that have no specification yet warn of it.
 pytestmark = pytest.mark.filterwarnings(
@@ -65,6 +67,12 @@ V2_CODECS: dict[str, dict[str, Any]] = {
     "bz2-shuffle": {"compressors": numcodecs.BZ2(level=1), "filters": [numcodecs.Shuffle(elementsize=4)]},
 }
 SHAPE, CHUNKS = (23, 17), (5, 4)
+
+
+@pytest.fixture(autouse=True)
+def _same_gzip_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    # gzip puts the second into the bytes it makes.
+    monkeypatch.setattr("gzip.time", SimpleNamespace(time=lambda: 0.0))
 
 
 @pytest.fixture
@@ -213,3 +221,124 @@ def test_v2(folder: Path, monkeypatch: Any, dtype: str, codec: str, order: str) 
 @pytest.mark.parametrize(("dtype", "codec", "order"), sorted(set(ALL_V2) - set(FEW_V2)))
 def test_v2_all(folder: Path, monkeypatch: Any, dtype: str, codec: str, order: str) -> None:
     _check(folder, monkeypatch, dtype, "memory", zarr_format=2, order=order, **V2_CODECS[codec])
+
+
+@pytest.mark.parametrize("dtype", ["u1", "f4"])
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize(
+    ("shape", "chunks"), [((6, 5), (3, 1)), ((6, 5), (1, 5)), ((6,), (1,)), ((), ()), ((4, 3, 2), (2, 3, 1))]
+)
+def test_chunks_whose_items_lie_apart_in_the_value(
+    folder: Path, monkeypatch: Any, dtype: str, order: str, shape: tuple[int, ...], chunks: tuple[int, ...]
+) -> None:
+    with watched(monkeypatch) as seen:
+        pair = Pair.new(
+            folder, maker(dtype, {"shape": shape, "chunks": chunks, "compressors": None}), config=SMALL_INLINE
+        )
+        data = np.asarray(np.arange(1, 1 + int(np.prod(shape))).reshape(shape), dtype=dtype, order=order)
+        pair.write(lambda array: array.__setitem__(Ellipsis, data))
+        pair.both(lambda array: array[...])
+        pair.commit()
+        pair.both(lambda array: array[...])
+        pair.write(lambda array: array.__setitem__(Ellipsis, 0))
+        pair.both(lambda array: array[...])
+        pair.close()
+    assert seen.left == 0
+
+
+FILLS: list[tuple[str, Any]] = [
+    ("f4", float("nan")),
+    ("f8", -0.0),
+    ("f8", 0.0),
+    ("f4", float("inf")),
+    ("f4", 1.5),
+    ("c8", complex(0, 0)),
+    ("c8", complex("nan")),
+    ("i4", 7),
+    ("?", True),
+    ("<M8[ns]", "NaT"),
+    ("<m8[s]", 5),
+    ("S5", b"ab"),
+    ("<U3", "xyz"),
+]
+
+
+@pytest.mark.parametrize("write_empty_chunks", [False, True])
+@pytest.mark.parametrize(("dtype", "fill"), FILLS, ids=str)
+def test_what_is_empty_is_what_zarr_finds_empty(
+    folder: Path, monkeypatch: Any, dtype: str, fill: Any, write_empty_chunks: bool
+) -> None:
+    def make(store: Any) -> Any:
+        config = {"write_empty_chunks": write_empty_chunks}
+        filled = np.array(fill, np.dtype(dtype))[()]
+        return zarr.create_array(
+            store, name="a", shape=(60,), chunks=(10,), dtype=dtype, fill_value=filled, config=config
+        )
+
+    with watched(monkeypatch) as seen:
+        pair = Pair.new(folder, make, config=SMALL_INLINE)
+        kind = np.dtype(dtype)
+        full = np.full(60, np.array(fill, kind))
+        pair.write(lambda array: array.__setitem__(slice(None), full))
+        other = values(dtype, (60,), 3)
+        pair.write(lambda array: array.__setitem__(slice(None), other))
+        pair.commit()
+        last_differs = full.copy()
+        last_differs[9::10] = other[-1]
+        pair.write(lambda array: array.__setitem__(slice(0, 30), last_differs[:30]))
+        zeros = np.zeros(60, kind)
+        if kind.kind in "fc":
+            zeros[::2] = -0.0
+        pair.write(lambda array: array.__setitem__(slice(15, 60), zeros[15:]))
+        pair.write(lambda array: array.__setitem__(slice(5, 45), full[5:45]))
+        pair.write(lambda array: array.__setitem__(slice(0, 60), full[0]))
+        pair.commit()
+        pair.both(lambda array: array[:])
+        pair.close()
+    assert seen.left == 0
+
+
+@pytest.mark.parametrize("codec", ["plain", "default", "crc32c"])
+@pytest.mark.parametrize("kind", ["sqlite", "memory"])
+def test_large_requests_that_go_to_threads_and_in_groups(
+    folder: Path, monkeypatch: Any, codec: str, kind: str
+) -> None:
+    options = {"shape": (1500, 2000), "chunks": (100, 130)} | CODECS[codec]
+    monkeypatch.setattr(writing, "_GROUP_BYTES", 2_000_000)
+    with watched(monkeypatch) as seen:
+        pair = Pair.new(folder, maker("<f4", options), kind)
+        data = np.round(np.random.default_rng(0).random((1500, 2000), dtype="f4"), 2)
+        data[200:400, 300:900] = 0
+        pair.write(lambda array: array.__setitem__(Ellipsis, data))
+        pair.both(lambda array: array[:])
+        pair.commit()
+        for _ in range(2):
+            pair.both(lambda array: array[:])
+        pair.write(lambda array: array.__setitem__((slice(50, 1333), slice(77, 1999)), data[-1283:, -1922:]))
+        pair.both(lambda array: array[1:1400:3, 5:])
+        pair.close()
+    assert seen.left == 0
+
+
+def test_a_rectilinear_grid(folder: Path, monkeypatch: Any) -> None:
+    with zarr.config.set({"array.rectilinear_chunks": True}):
+
+        def make(store: Any) -> Any:
+            return zarr.create_array(
+                store, name="a", shape=(23, 17), chunks=[[5, 8, 10], [10, 7]], dtype="f4"
+            )
+
+        try:
+            make({})
+        except (TypeError, ValueError):
+            pytest.skip("this version of zarr has no such grids")
+        with watched(monkeypatch) as seen:
+            pair = Pair.new(folder, make, config=SMALL_INLINE)
+            data = values("f4")
+            pair.write(lambda array: array.__setitem__(Ellipsis, data))
+            pair.write(lambda array: array.__setitem__((slice(4, 14), slice(9, 12)), data[:10, :3]))
+            pair.both(lambda array: array[:])
+            pair.commit()
+            pair.both(lambda array: array[2:20, 3:])
+            pair.close()
+    assert seen.left == 0
