@@ -7,7 +7,7 @@ and `read` on ranges that were reserved.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ from vstore.format.pack import (
     check_table,
     encode_ending,
 )
-from vstore.format.refs import check_table_size
+from vstore.format.refs import CHECK_BLOCK_BYTES, check_table_size
 from vstore.ids import DIGEST_SIZE, BytesLike, Digest, PackId, blake3_digest
 from vstore.storage.base import PackSink
 
@@ -54,6 +54,8 @@ class OpenPack:
         self._lengths = array("Q")
         self._failed: set[int] = set()
         self._has_header = False
+        self.writes = 0
+        """Writes of data under way, as the writer counts them: it is sealed when there are none."""
         self.is_doubtful = False
         """Whether its name may have been put, or its file lost bytes: its blobs must go to another pack."""
 
@@ -70,14 +72,28 @@ class OpenPack:
 
     def place(self, slot: int, kind: BlobKind, digest: Digest, length: int) -> int:
         """Reserve room for a blob and its checksum table, and return its offset."""
-        offset = self.end
-        self._slots.append(slot)
-        self._kinds.append(kind)
-        self._digests += digest
-        self._offsets.append(offset)
-        self._lengths.append(length)
-        self.end += length + check_table_size(length)
-        return offset
+        return self.place_all((slot,), (kind,), (digest,), (length,))[0]
+
+    def place_all(
+        self,
+        slots: Collection[int],
+        kinds: Collection[BlobKind],
+        digests: Collection[Digest],
+        lengths: Collection[int],
+    ) -> list[int]:
+        """Reserve room for blobs side by side, and return their offsets."""
+        offsets = []
+        end = self.end
+        for length in lengths:
+            offsets.append(end)
+            end += length + check_table_size(length) if length > CHECK_BLOCK_BYTES else length
+        self._slots.extend(slots)
+        self._kinds.extend(kinds)
+        self._digests += b"".join(digests)
+        self._offsets.extend(offsets)
+        self._lengths.extend(lengths)
+        self.end = end
+        return offsets
 
     def forget(self, offset: int) -> None:
         """Leave the blob at `offset` out of the footer: its write failed, and its room stays unused."""
@@ -88,9 +104,8 @@ class OpenPack:
         buffers: list[BytesLike] = []
         for blob in blobs:
             buffers.append(blob)
-            table = check_table(blob)
-            if table:
-                buffers.append(table)
+            if len(blob) > CHECK_BLOCK_BYTES:
+                buffers.append(check_table(blob))
         try:
             self.sink.write(offset, buffers)
         except OutOfSpaceError:
