@@ -65,6 +65,7 @@ class Value(NamedTuple):
 Route: TypeAlias = Chunk | Document | Value
 Known: TypeAlias = dict[str, ChunkKeys]
 
+_OTHER = (Document, Value)
 _UNCHANGED = PendingRef(PendingKind.UNCHANGED)
 _NOT_STORED = -1
 
@@ -139,7 +140,7 @@ class Worktree:
     def get(self, key: str) -> BytesLike | None:
         """Return all bytes of `key`, or None. What is returned may show a mapped file; it can't be written to."""
         place = self.place(key)
-        if not isinstance(place, Document | Value):
+        if not isinstance(place, _OTHER):
             _, array, tile, position = place
             if not self._may_be_edited(array):
                 found = array.base_row(tile, position)
@@ -156,7 +157,7 @@ class Worktree:
         return self.mutations > 0 or array.is_edited
 
     def _source(self, route: Place | Document | Value, key: str) -> ChunkSource | BlobRef | None:
-        if not isinstance(route, Document | Value):
+        if not isinstance(route, _OTHER):
             _, array, tile, position = route
             if self._may_be_edited(array):
                 with self.lock:
@@ -202,7 +203,7 @@ class Worktree:
         """Store `data` under `key`."""
         known = self.nodes.arrays
         route = self.place(key)
-        if not isinstance(route, Document | Value):
+        if not isinstance(route, _OTHER):
             self._set_chunk(known, route, key, data)
         elif isinstance(route, Document):
             with self.lock:
@@ -344,7 +345,7 @@ class Worktree:
         known = self.nodes.arrays
         route = self.place(key)
         with self.lock:
-            if not isinstance(route, Document | Value):
+            if not isinstance(route, _OTHER):
                 self._delete_chunk(known, route)
             elif isinstance(route, Document):
                 node = self.nodes.node(route.path)
