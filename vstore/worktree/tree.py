@@ -6,7 +6,8 @@ for a moment; edits hold the one lock while they change the tables, never while 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
 from vstore.blobs.reader import BlobReader
@@ -139,12 +140,22 @@ class Worktree:
 
     def get(self, key: str) -> BytesLike | None:
         """Return all bytes of `key`, or None. What is returned may show a mapped file; it can't be written to."""
+        found = self.get_soon(key)
+        return found() if callable(found) else found
+
+    def get_soon(self, key: str) -> BytesLike | Callable[[], BytesLike] | None:
+        """Do what `get` does, or return what will, where that takes longer than handing it to another thread."""
         place = self.place(key)
         if not isinstance(place, _OTHER):
             _, array, tile, position = place
             if not self._may_be_edited(array):
                 found = array.base_row(tile, position)
-                return None if found is None else self.contents.read_row(*found, key)
+                if found is None:
+                    return None
+                layer, row = found
+                if self.contents.takes_long(layer, row):
+                    return partial(self.contents.read_row, layer, row, key)
+                return self.contents.read_row(layer, row, key)
         source = self._source(place, key)
         return None if source is None else self.contents.read(source, None, f"key {key!r}")
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import zarr
 from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
 
 import vstore
 from tests.repositories import Place, array_document, commit, quick_folder
@@ -51,6 +53,33 @@ def test_a_chunk_is_hashed_on_its_first_read_only(
     assert hashed == [1000, 1000]
 
 
+def test_a_large_chunk_is_hashed_beside_the_event_loop(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = contents.HASH_ELSEWHERE_BYTES
+    with place.create() as repository:
+        chunks = {"a/c/0": b"x" * size, "a/c/1": b"y" * (size - 1)}
+        commit(repository, {"a/zarr.json": array_document((2 * size,), (size,)), **chunks})
+        CACHE.clear()
+        hashed = []
+        digest = contents.blake3_digest
+        monkeypatch.setattr(
+            contents, "blake3_digest", lambda data: hashed.append(threading.get_ident()) or digest(data)
+        )
+        store = repository.readonly_session("main").store
+
+        async def read_all() -> int:
+            for _ in range(2):
+                for key, value in chunks.items():
+                    buffer = await store.get(key, default_buffer_prototype())
+                    assert buffer is not None
+                    assert buffer.to_bytes() == value
+            return threading.get_ident()
+
+        loop = sync(read_all())
+        assert len(hashed) == 2
+        assert hashed[0] != loop
+        assert hashed[1] == loop
+
+
 def test_a_layer_that_the_cache_dropped_is_read_again(repository: vstore.Repository) -> None:
     store = repository.readonly_session("main").store
     for n in range(4):
@@ -59,7 +88,11 @@ def test_a_layer_that_the_cache_dropped_is_read_again(repository: vstore.Reposit
     assert read(store, "a/c/1") == bytes([1]) * 1000
 
 
-def test_a_damaged_chunk_is_never_returned(repository: vstore.Repository, place: Place) -> None:
+@pytest.mark.parametrize("is_hashed_elsewhere", [False, True])
+def test_a_damaged_chunk_is_never_returned(
+    repository: vstore.Repository, place: Place, monkeypatch: pytest.MonkeyPatch, is_hashed_elsewhere: bool
+) -> None:
+    monkeypatch.setattr(contents, "HASH_ELSEWHERE_BYTES", 1000 if is_hashed_elsewhere else 1001)
     source = repository.readonly_session("main").tree.find("a/c/2")
     assert isinstance(source, contents.StoredChunk)
     repository.close()
@@ -73,6 +106,8 @@ def test_a_damaged_chunk_is_never_returned(repository: vstore.Repository, place:
         for _ in range(2):
             with pytest.raises(vstore.CorruptionError, match=r"'a/c/2'.*is damaged"):
                 read(store, "a/c/2")
+            with pytest.raises(vstore.CorruptionError, match=r"'a/c/2'.*is damaged"):
+                sync(store.get("a/c/2", default_buffer_prototype()))
 
 
 def test_a_pack_that_is_gone_is_an_error_also_for_what_was_verified(
