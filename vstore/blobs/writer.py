@@ -189,10 +189,16 @@ class BlobWriter:
             self._idle.wait()
             # Much may have changed meanwhile.
             return None
-        if self._behind is None:
-            self._behind = ThreadPoolExecutor(1, thread_name_prefix="vstore-write")
+        batch = self._take_waiting()
+        try:
+            if self._behind is None:
+                self._behind = ThreadPoolExecutor(1, thread_name_prefix="vstore-write")
+            self._behind.submit(self._write_behind, batch)
+        except RuntimeError:
+            # No thread is to be had, or the interpreter is ending: the caller writes. The pool may hold the batch.
+            self._behind = None
+            return batch
         self._batches_behind += 1
-        self._behind.submit(self._write_behind, self._take_waiting())
         return None
 
     def _write_behind(self, batch: _Batch) -> None:
@@ -234,8 +240,9 @@ class BlobWriter:
 
     def _take_waiting(self) -> _Batch:
         batch = _Batch(self._waiting, self._buffer)
-        self._waiting, self._waiting_bytes, self._buffer = {}, 0, None
+        # First, so that a child forked by another thread just now finds each blob in one place or in both.
         self._start_move({slot: waiting.data for slot, waiting in batch.blobs.items()})
+        self._waiting, self._waiting_bytes, self._buffer = {}, 0, None
         return batch
 
     def _start_move(self, data: dict[int, BytesLike]) -> None:

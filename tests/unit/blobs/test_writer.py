@@ -280,6 +280,23 @@ def test_an_error_behind_is_raised_to_callers_who_lose_nothing(
     assert [read_back(writer, storage, slot, blob) for slot, blob in zip(slots, data, strict=True)] == data
 
 
+def test_callers_write_themselves_where_no_thread_is_to_be_had(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_thread(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    storage.pack_policy = PackPolicy(10**6, 1_000, 1_001, True)
+    writer = BlobWriter(storage)
+    data = [os.urandom(600) for _ in range(5)]
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        slots = [put(writer, blob) for blob in data[:3]]
+    slots += [put(writer, blob) for blob in data[3:]]
+    commit(writer)
+    assert [read_back(writer, storage, slot, blob) for slot, blob in zip(slots, data, strict=True)] == data
+
+
 def test_a_commit_waits_for_what_is_written_behind(
     held: tuple[BlobWriter, HeldSink], storage: LocalStorage
 ) -> None:
