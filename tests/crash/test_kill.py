@@ -110,7 +110,7 @@ def test_a_killed_writer_does_not_hold_up_the_next(tmp_path: Path) -> None:
         "import sqlite3, sys, vstore\n"
         "repository = vstore.Repository.open(sys.argv[1])\n"
         "session = repository.writable_session('main')\n"
-        "session.tree.set('x', b'x' * 100_000)\n"
+        "session.tree.set('x', b'x' * 2_000_000)\n"
         "sqlite3.connect(sys.argv[1] + '/catalog.sqlite').execute('BEGIN IMMEDIATE')\n"
         "print('ready', flush=True)\n"
         "sys.stdin.read()\n"

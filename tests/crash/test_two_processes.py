@@ -152,7 +152,7 @@ BASE = {
     "a/c/0": b"x" * 1000,
     "a/c/1": b"y",
 }
-EDITS = {"a/c/1": b"small", "a/c/2": b"z" * 1000, "a/c/3": b"w" * 100_000, "value": b"v" * 5000}
+EDITS = {"a/c/1": b"small", "a/c/2": b"z" * 1000, "a/c/3": b"w" * 1_100_000, "value": b"v" * 5000}
 
 
 @pytest.fixture
@@ -230,10 +230,10 @@ def test_a_child_that_ends_does_not_spoil_the_parents_packs(
         repository.close()
 
     run_in_child(with_alarm(child))
-    write(session, {"a/c/4": b"after the child " * 10_000})
+    write(session, {"a/c/4": b"after the child " * 80_000})
     session.commit("by the parent")
     assert contents(repository.readonly_session("main")) == BASE | EDITS | {
-        "a/c/4": b"after the child " * 10_000
+        "a/c/4": b"after the child " * 80_000
     }
     assert check(repository, data=True).damages == []
 

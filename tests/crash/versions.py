@@ -6,7 +6,7 @@ from tests.repositories import array_document
 from vstore.session import Session
 
 COMMITS = 60
-CHUNK = 70_000
+CHUNK = 1_100_000
 
 
 def write_version(session: Session, number: int) -> None:

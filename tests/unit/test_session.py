@@ -38,7 +38,7 @@ from vstore.errors import StorageError
 from vstore.ops.fsck import check
 from vstore.session import Session
 
-BIG = 70_000
+BIG = 1_100_000
 """More than a block of checksums, and than what waits in memory."""
 
 

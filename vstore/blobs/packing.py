@@ -7,7 +7,7 @@ and `read` on ranges that were reserved.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -55,6 +55,8 @@ class OpenPack:
         self._lengths = array("Q")
         self._failed: set[int] = set()
         self._has_header = False
+        self.writes = 0
+        """Writes of data under way, as the writer counts them: it is sealed when there are none."""
         self.is_doubtful = False
         """Whether its name may have been put, or its file lost bytes: its blobs must go to another pack."""
 
@@ -71,27 +73,23 @@ class OpenPack:
 
     def place(self, slot: int, kind: BlobKind, digest: Digest, length: int) -> int:
         """Reserve room for a blob and its checksum table, and return its offset."""
-        offset = self.end
-        self._slots.append(slot)
-        self._kinds.append(kind)
-        self._digests += digest
-        self._offsets.append(offset)
-        self._lengths.append(length)
-        self.end += length + check_table_size(length)
-        return offset
+        return self.place_all((slot,), (kind,), (digest,), (length,))[0]
 
-    def place_many(
-        self, first_slot: int, kind: BlobKind, digests: Sequence[Digest], lengths: Sequence[int]
-    ) -> array[int]:
-        """Reserve room for blobs end to end, whose slots are numbered from `first_slot`; return their offsets."""
-        count = len(lengths)
+    def place_all(
+        self,
+        slots: Collection[int],
+        kinds: Collection[BlobKind],
+        digests: Collection[Digest],
+        lengths: Collection[int],
+    ) -> list[int]:
+        """Reserve room for blobs side by side, and return their offsets."""
         rooms: Iterable[int] = lengths
         if max(lengths, default=0) > CHECK_BLOCK_BYTES:
             rooms = [length + check_table_size(length) for length in lengths]
-        offsets = array("Q", accumulate(rooms, initial=self.end))
+        offsets = list(accumulate(rooms, initial=self.end))
         self.end = offsets.pop()
-        self._slots.extend(range(first_slot, first_slot + count))
-        self._kinds += bytes((kind,)) * count
+        self._slots.extend(slots)
+        self._kinds.extend(kinds)
         self._digests += b"".join(digests)
         self._offsets.extend(offsets)
         self._lengths.extend(lengths)

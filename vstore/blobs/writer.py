@@ -1,9 +1,10 @@
 """Appends a session's blobs to packs.
 
 Every blob gets a *slot*, a number that never changes; where the slot's bytes are (waiting in memory, in the pack
-being written, in a sealed pack) does. Small blobs wait in memory, so that one that is overwritten soon is never
-written; large ones go straight to the storage's staged file, where it has one. A pack is sealed when it is full, in
-the background; the last one also takes the commit's metadata, which makes a small commit exactly one pack.
+being written, in a sealed pack) does. Blobs wait in memory, so that one that is overwritten soon is never written; on a
+local disk what waited is written by a thread behind the caller, who goes on meanwhile, and the largest ones go straight
+to the staged file. A pack is sealed when it is full, in the background; the last one also takes the commit's metadata,
+which makes a small commit exactly one pack.
 
 No lock is held across I/O. Above: `worktree` puts chunks here, `commit` finishes the packs.
 """
@@ -17,10 +18,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from vstore.blobs.buffers import give_back, take_buffer
 from vstore.blobs.packing import NO_SLOT, OpenPack, Packed
 from vstore.blobs.reader import remember_page
 from vstore.errors import ForkedProcessError, InternalError, SessionStateError, StorageError
@@ -36,6 +39,8 @@ from vstore.storage.base import Storage
 REMEMBERED_DIGESTS = 262_144
 """How many of a session's newest blobs are remembered for storing equal bytes once; bounds the memory for it."""
 MAX_SEALS_UNDER_WAY = 4
+MAX_BATCHES_BEHIND = 2
+"""Batches of blobs that wait for, or are in, their write on a local disk; a put that would add one more waits."""
 _SEAL_TRIES = 3
 _HELD_METADATA_BYTES = 4 * 1024 * 1024
 _IN_MEMORY = 0xFFFF_FFFF
@@ -47,8 +52,15 @@ class _Waiting:
 
     kind: BlobKind
     digest: Digest
-    data: bytes
+    data: bytes | memoryview
     users: int = 1
+
+
+class _Batch(NamedTuple):
+    """Blobs, by slot, that are on their way to a pack, and the buffer that some of them are in."""
+
+    blobs: dict[int, _Waiting]
+    buffer: memoryview | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +99,18 @@ class BlobWriter:
         self._unsealed: dict[int, OpenPack] = {}
         self._waiting: dict[int, _Waiting] = {}
         self._waiting_bytes = 0
+        self._buffer: memoryview | None = None
+        self._filled = 0
         self._moving: dict[int, BytesLike] = {}
         self._by_digest: OrderedDict[bytes, int] = OrderedDict()
         self._seals: list[Future[None]] = []
         self._failed: list[OpenPack] = []
         self._has_batch = False
         self._pool: ThreadPoolExecutor | None = None
+        # One thread writes behind the callers: two would only wait for each other at the file.
+        self._behind: ThreadPoolExecutor | None = None
+        self._batches_behind = 0
+        self._failed_behind = False
         self._closed = False
 
     # --- blobs -----------------------------------------------------------------------------------------------
@@ -100,35 +118,45 @@ class BlobWriter:
     def put(self, data: BytesLike, digest: Digest, kind: BlobKind = BlobKind.CHUNK) -> int:
         """Take a blob and return its slot; equal bytes of one session share a slot.
 
-        `data` is copied or written before this returns. Raises `OutOfSpaceError` or `StorageError`; all that was
-        taken before is still held then.
+        `data` is copied or written before this returns. Raises `OutOfSpaceError` or `StorageError`, which may be about
+        blobs that were taken earlier; all that was taken before is still held then.
         """
         self.check_usable()
-        direct = self._policy.direct_bytes is not None and len(data) >= self._policy.direct_bytes
-        batch = None
-        with self._lock:
-            # Metadata is placed behind all data: nothing may come in between.
-            self._idle.wait_for(lambda: not self._has_batch)
-            self.check_usable()
-            known = self._known_slot(digest)
-            if known is not None:
-                return known
-            slot = self._new_slot()
-            if direct:
-                pack = self._open_pack()
-                offset = pack.place(slot, kind, digest, len(data))
-                self._start_move({slot: data})
-            else:
-                self._waiting[slot] = _Waiting(kind, digest, bytes(data))
-                self._waiting_bytes += len(data)
-                self._remember(digest, slot)
-                if self._waiting_bytes >= self._policy.buffer_bytes:
-                    batch = self._take_waiting()
-        if direct:
-            self._write_direct(pack, slot, offset, digest, data)
-        elif batch:
-            self._write_batch(batch)
-        self._seal_if_full()
+        size = len(data)
+        is_direct = self._policy.direct_bytes is not None and size >= self._policy.direct_bytes
+        while True:
+            with self._lock:
+                # Metadata is placed behind all data: nothing may come in between.
+                while self._has_batch:
+                    self._idle.wait()
+                if self._closed:
+                    self.check_usable()
+                known = self._known_slot(digest)
+                if known is not None:
+                    return known
+                if is_direct:
+                    slot = self._new_slot()
+                    pack = self._open_pack()
+                    offset = pack.place(slot, kind, digest, size)
+                    pack.writes += 1
+                    self._start_move({slot: data})
+                    break
+                held = self._hold(data, size)
+                if held is not None:
+                    slot = self._new_slot()
+                    self._waiting[slot] = _Waiting(kind, digest, held)
+                    self._waiting_bytes += size
+                    self._remember(digest, slot)
+                    if self._policy.writes_behind or self._waiting_bytes < self._policy.buffer_bytes:
+                        return slot
+                    batch: _Batch | None = self._take_waiting()
+                else:
+                    batch = self._hand_over()
+            if batch is not None:
+                self._write_here(batch)
+            if held is not None:
+                return slot
+        self._write_run(pack, range(slot, slot + 1), (offset,), (digest,), (data,))
         return slot
 
     def put_many(self, blobs: Sequence[BytesLike], digests: Sequence[Digest]) -> list[int]:
@@ -149,11 +177,14 @@ class BlobWriter:
             self._pack_of.extend([_IN_MEMORY] * len(new))
             self._offset_of.extend([0] * len(new))
             names = [digests[row] for row in fresh]
+            if not new:
+                return slots
             pack = self._open_pack()
-            offsets = pack.place_many(moving.start, BlobKind.CHUNK, names, list(map(len, new)))
+            kinds = [BlobKind.CHUNK] * len(new)
+            offsets = pack.place_all(moving, kinds, names, list(map(len, new)))
+            pack.writes += 1
             self._start_move(dict(zip(moving, new, strict=True)))
         self._write_run(pack, moving, offsets, names, new)
-        self._seal_if_full()
         return slots
 
     def _slots_of(self, digests: Sequence[Digest]) -> tuple[list[int], list[int]]:
@@ -178,6 +209,74 @@ class BlobWriter:
             slots.append(slot)
         return slots, fresh
 
+    def _new_slot(self) -> int:
+        self._pack_of.append(_IN_MEMORY)
+        self._offset_of.append(0)
+        return len(self._pack_of) - 1
+
+    def _hold(self, data: BytesLike, size: int) -> bytes | memoryview | None:
+        """Copy a blob to where it waits; None if what waits must be written first. The caller holds the lock."""
+        if not self._policy.writes_behind:
+            return bytes(data)
+        if self._failed_behind:
+            return None
+        if self._buffer is None:
+            self._buffer = take_buffer(self._policy.buffer_bytes)
+            self._filled = 0
+        start = self._filled
+        end = start + size
+        if end > len(self._buffer):
+            return None
+        held = self._buffer[start:end]
+        held[:] = data
+        self._filled = end
+        return held
+
+    def _hand_over(self) -> _Batch | None:
+        """Give what waits to the thread behind; what is returned, the caller must write. The caller holds the lock."""
+        if self._failed_behind:
+            return self._take_waiting()
+        if self._batches_behind >= MAX_BATCHES_BEHIND:
+            self._idle.wait()
+            # Much may have changed meanwhile.
+            return None
+        batch = self._take_waiting()
+        try:
+            if self._behind is None:
+                self._behind = ThreadPoolExecutor(1, thread_name_prefix="vstore-write")
+            self._behind.submit(self._write_behind, batch)
+        except RuntimeError:
+            # No thread is to be had, or the interpreter is ending: the caller writes. The pool may hold the batch.
+            self._behind = None
+            return batch
+        self._batches_behind += 1
+        return None
+
+    def _write_behind(self, batch: _Batch) -> None:
+        """Write a batch in the thread behind; after an error its blobs wait again, and a caller will meet the error."""
+        try:
+            self._write_batch(batch)
+            self._seal_if_full()
+        except BaseException:
+            self._failed_behind = True
+            raise
+        finally:
+            with self._lock:
+                self._batches_behind -= 1
+                self._end_batch_move(batch)
+
+    def _write_here(self, batch: _Batch) -> None:
+        """Write a batch in full view of the caller."""
+        try:
+            self._write_batch(batch)
+            if self._failed_behind:
+                self._retry_failed()
+                self._failed_behind = False
+            self._seal_if_full()
+        finally:
+            with self._lock:
+                self._end_batch_move(batch)
+
     def _known_slot(self, digest: Digest) -> int | None:
         slot = self._by_digest.get(digest)
         waiting = None if slot is None else self._waiting.get(slot)
@@ -185,19 +284,16 @@ class BlobWriter:
             waiting.users += 1
         return slot
 
-    def _new_slot(self) -> int:
-        self._pack_of.append(_IN_MEMORY)
-        self._offset_of.append(0)
-        return len(self._pack_of) - 1
-
     def _remember(self, digest: Digest, slot: int) -> None:
         self._by_digest[digest] = slot
         if len(self._by_digest) > REMEMBERED_DIGESTS:
             self._by_digest.popitem(last=False)
 
-    def _take_waiting(self) -> dict[int, _Waiting]:
-        batch, self._waiting, self._waiting_bytes = self._waiting, {}, 0
-        self._start_move({slot: waiting.data for slot, waiting in batch.items()})
+    def _take_waiting(self) -> _Batch:
+        batch = _Batch(self._waiting, self._buffer)
+        # First, so that a child forked by another thread just now finds each blob in one place or in both.
+        self._start_move({slot: waiting.data for slot, waiting in batch.blobs.items()})
+        self._waiting, self._waiting_bytes, self._buffer = {}, 0, None
         return batch
 
     def _start_move(self, data: dict[int, BytesLike]) -> None:
@@ -205,74 +301,86 @@ class BlobWriter:
         self._moves += 1
 
     def _end_move(self, slots: Collection[int]) -> None:
-        if len(slots) == len(self._moving):
-            self._moving.clear()
+        """Say that a move is over, and all that followed from it: `flush` waits for this."""
         for slot in slots if self._moving else ():
             self._moving.pop(slot, None)
         self._moves -= 1
         self._idle.notify_all()
 
-    def _write_direct(self, pack: OpenPack, slot: int, offset: int, digest: Digest, data: BytesLike) -> None:
-        try:
-            pack.write(offset, (data,))
-        except BaseException:
-            with self._lock:
-                pack.forget(offset)
-                self._end_move((slot,))
-            raise
-        with self._lock:
-            self._pack_of[slot], self._offset_of[slot] = pack.number, offset
-            # Only now may others share the slot: had the write failed, their chunks would be lost with it.
-            self._remember(digest, slot)
-            self._end_move((slot,))
+    def _end_batch_move(self, batch: _Batch) -> None:
+        self._end_move(batch.blobs)
+        if batch.buffer is not None:
+            give_back(batch.buffer)
 
     def _write_run(
         self,
         pack: OpenPack,
         slots: range,
-        offsets: array[int],
+        offsets: Sequence[int],
         digests: Sequence[Digest],
         data: Sequence[BytesLike],
     ) -> None:
+        """Write blobs from where their owner has them into the room that was reserved for them."""
         try:
-            if data:
+            try:
                 pack.write(offsets[0], data)
-        except BaseException:
+            except BaseException:
+                with self._lock:
+                    for offset in offsets:
+                        pack.forget(offset)
+                    self._end_write(pack)
+                raise
             with self._lock:
-                for offset in offsets:
-                    pack.forget(offset)
+                self._pack_of[slots.start : slots.stop] = array("I", [pack.number]) * len(slots)
+                self._offset_of[slots.start : slots.stop] = array("Q", offsets)
+                # Only now may others share the slots: had the write failed, their chunks would be lost with it.
+                self._by_digest.update(zip(digests, slots, strict=True))
+                for _ in range(len(self._by_digest) - REMEMBERED_DIGESTS):
+                    self._by_digest.popitem(last=False)
+                # The data is its owner's again after this.
+                for slot in slots:
+                    del self._moving[slot]
+                self._end_write(pack)
+            self._seal_if_full()
+        finally:
+            with self._lock:
                 self._end_move(slots)
-            raise
-        with self._lock:
-            self._pack_of[slots.start : slots.stop] = array("I", [pack.number]) * len(slots)
-            self._offset_of[slots.start : slots.stop] = offsets
-            # As in `_write_direct`: only now may others share the slots.
-            self._by_digest.update(zip(digests, slots, strict=True))
-            for _ in range(len(self._by_digest) - REMEMBERED_DIGESTS):
-                self._by_digest.popitem(last=False)
-            self._end_move(slots)
 
-    def _write_batch(self, batch: dict[int, _Waiting]) -> None:
+    def _write_batch(self, batch: _Batch) -> None:
         """Move blobs from memory to the open pack; if that fails they wait again."""
+        waiting = batch.blobs.values()
+        blobs = [blob.data for blob in waiting]
+        pack: OpenPack | None = None
         offsets: list[int] = []
         try:
             with self._lock:
                 pack = self._open_pack()
+                pack.writes += 1
                 start = pack.end
-                offsets = [pack.place(slot, w.kind, w.digest, len(w.data)) for slot, w in batch.items()]
-            pack.write(start, [waiting.data for waiting in batch.values()])
+                kinds, digests = [blob.kind for blob in waiting], [blob.digest for blob in waiting]
+                offsets = pack.place_all(batch.blobs, kinds, digests, list(map(len, blobs)))
+            pack.write(start, blobs)
         except BaseException:
             with self._lock:
-                for offset in offsets:
-                    pack.forget(offset)
-                self._waiting.update(batch)
-                self._waiting_bytes += sum(len(waiting.data) for waiting in batch.values())
-                self._end_move(batch)
+                if pack is not None:
+                    for offset in offsets:
+                        pack.forget(offset)
+                    self._end_write(pack)
+                for blob in waiting:
+                    # Their buffer will be another's.
+                    blob.data = bytes(blob.data)
+                self._waiting.update(batch.blobs)
+                self._waiting_bytes += sum(map(len, blobs))
             raise
         with self._lock:
-            for slot, offset in zip(batch, offsets, strict=True):
+            for slot, offset in zip(batch.blobs, offsets, strict=True):
                 self._pack_of[slot], self._offset_of[slot] = pack.number, offset
-            self._end_move(batch)
+                del self._moving[slot]
+            self._end_write(pack)
+
+    def _end_write(self, pack: OpenPack) -> None:
+        pack.writes -= 1
+        self._idle.notify_all()
 
     def retain(self, slot: int) -> None:
         """Say that one more key holds this blob."""
@@ -293,6 +401,8 @@ class BlobWriter:
                 self._waiting_bytes -= len(waiting.data)
                 if self._by_digest.get(waiting.digest) == slot:
                     del self._by_digest[waiting.digest]
+                if not self._waiting:
+                    self._filled = 0
 
     def release_many(self, slots: npt.NDArray[np.uint64]) -> None:
         """Release blobs, once for each time that they are named; costs little where most of them are in packs."""
@@ -317,11 +427,10 @@ class BlobWriter:
         """Return the bytes of a blob of this session."""
         with self._lock:
             waiting = self._waiting.get(slot)
-            if waiting is not None:
-                return memoryview(waiting.data)
-            if slot in self._moving:
-                # Copied under the lock: the memory is its owner's again when the owner's `put` returns.
-                return memoryview(bytes(self._moving[slot]))
+            data = self._moving.get(slot) if waiting is None else waiting.data
+            if data is not None:
+                # Copied under the lock: a buffer is used again, and a caller's memory is his when `put` returns.
+                return memoryview(bytes(data))
             number, offset = self._pack_of[slot], self._offset_of[slot]
             unsealed = self._unsealed.get(number)
         if unsealed is not None:
@@ -345,7 +454,7 @@ class BlobWriter:
     def state(self) -> WriterState:
         """Return where the blobs are now; a remote pack that is not up yet comes along as bytes."""
         with self._lock:
-            in_memory = {slot: waiting.data for slot, waiting in self._waiting.items()}
+            in_memory = {slot: bytes(waiting.data) for slot, waiting in self._waiting.items()}
             in_memory.update((slot, bytes(data)) for slot, data in self._moving.items())
             unsealed = [] if self._storage.is_local else list(self._unsealed.values())
             state = WriterState(self._pack_of[:], self._offset_of[:], list(self._pack_ids), in_memory)
@@ -377,11 +486,13 @@ class BlobWriter:
         """Hand a full pack to the background; waits while too many are on their way, which bounds the memory."""
         with self._lock:
             pack = self._open
-            if pack is None or (pack.end < self._policy.target_bytes and not pack.is_full_of_blobs):
+            if pack is None or self._has_batch:
+                return
+            if pack.end < self._policy.target_bytes and not pack.is_full_of_blobs:
                 return
             self._open = None
             # Writes into it that began before it was full must have ended.
-            self._idle.wait_for(lambda: self._moves == 0)
+            self._idle.wait_for(lambda: pack.writes == 0)
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(MAX_SEALS_UNDER_WAY, thread_name_prefix="vstore-seal")
             under_way = [seal for seal in self._seals if not seal.done()]
@@ -473,7 +584,7 @@ class BlobWriter:
         with self._lock:
             batch = self._take_waiting() if self._waiting else None
         if batch:
-            self._write_batch(batch)
+            self._write_here(batch)
         self._seal_if_full()
         with self._lock:
             seals = list(self._seals)
@@ -525,11 +636,16 @@ class BlobWriter:
             unsealed, self._unsealed, self._open = dict(self._unsealed), {}, None
             self._waiting.clear()
             self._waiting_bytes = 0
+            if self._buffer is not None:
+                give_back(self._buffer)
+                self._buffer = None
             pool, self._pool = self._pool, None
+            behind, self._behind = self._behind, None
         if os.getpid() != self._pid:
             return
-        if pool is not None:
-            pool.shutdown(wait=True, cancel_futures=True)
+        for threads in (pool, behind):
+            if threads is not None:
+                threads.shutdown(wait=True, cancel_futures=True)
         for pack in unsealed.values():
             pack.discard()
 

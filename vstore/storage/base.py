@@ -29,12 +29,14 @@ class PackPolicy(msgspec.Struct, frozen=True):
 
     A pack is sealed when it reaches `target_bytes`. Blobs are held in memory until `buffer_bytes` of them wait,
     so that a chunk that is overwritten soon is never written; a blob of at least `direct_bytes` does not wait
-    (None: all wait).
+    (None: all wait). With `writes_behind` the buffer is written by a thread, while the caller goes on: worth it where
+    a write takes the time of a system call and lets go of the interpreter's lock meanwhile.
     """
 
     target_bytes: int
     buffer_bytes: int
     direct_bytes: int | None
+    writes_behind: bool = False
 
 
 @runtime_checkable

@@ -98,7 +98,7 @@ def sync_directory(path: str) -> None:
 
 def pwrite_all(fd: int, offset: int, buffers: Sequence[BytesLike]) -> int:
     """Write `buffers` end to end from `offset`, however short the single writes are; return their size."""
-    views = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
+    views = [buffer for buffer in buffers if len(buffer)]
     size = sum(map(len, views))
     if len(views) == 1 or not hasattr(os, "pwritev"):
         for view in views:
@@ -116,11 +116,12 @@ def pwrite_all(fd: int, offset: int, buffers: Sequence[BytesLike]) -> int:
             done -= len(views[first])
             first += 1
         if done:
-            views[first] = views[first][done:]
+            views[first] = memoryview(views[first])[done:]
     return size
 
 
-def _pwrite(fd: int, offset: int, view: memoryview) -> int:
+def _pwrite(fd: int, offset: int, buffer: BytesLike) -> int:
+    view = memoryview(buffer)
     while view:
         done = os.pwrite(fd, view, offset)
         offset += done

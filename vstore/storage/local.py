@@ -45,7 +45,12 @@ from vstore.storage.staged import StagedPack
 
 T = TypeVar("T")
 
-LOCAL_PACKS = PackPolicy(target_bytes=128 * 1024 * 1024, buffer_bytes=1024 * 1024, direct_bytes=64 * 1024)
+LOCAL_PACKS = PackPolicy(
+    target_bytes=128 * 1024 * 1024,
+    buffer_bytes=1024 * 1024,
+    direct_bytes=1024 * 1024 + 1,
+    writes_behind=True,
+)
 
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV}
 

@@ -33,7 +33,7 @@ from vstore.storage.files import (
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
 
-SYNC_BYTES = 32 * 1024 * 1024
+SYNC_BYTES = 16 * 1024 * 1024
 """After so many bytes a sync is started in the background, so that the one in `seal` is short."""
 
 

@@ -26,7 +26,7 @@ _MAX_DEPTH = 6
 class ChunkKeys:
     """How the chunk keys of one array, without its path, name places. Thread-safe; stays as the array was when made."""
 
-    __slots__ = ("_bounds", "_extents", "_head", "_separator", "_tile_keys", "array", "node")
+    __slots__ = ("_dimensions", "_head", "_separator", "_tile_keys", "array", "node")
 
     def __init__(self, node: NodeState, array: ArrayState) -> None:
         encoding = array.spec.encoding
@@ -35,11 +35,9 @@ class ChunkKeys:
         self.array = array
         self._head = encoding.leading + encoding.separator if encoding.leading else ""
         self._separator = encoding.separator
-        grid = array.spec.grid
-        self._bounds = (
-            (_NO_BOUND,) * array.spec.ndim if grid is None else tuple(min(n, _NO_BOUND) for n in grid)
-        )
-        self._extents = array.extents
+        grid = (_NO_BOUND,) * array.spec.ndim if array.spec.grid is None else array.spec.grid
+        bounds = [min(bound, _NO_BOUND) for bound in grid]
+        self._dimensions = tuple(zip(bounds, array.extents, strict=True))
         self._tile_keys: dict[tuple[int, ...], bytes] = {}
 
     def place(self, text: str) -> Place | None:
@@ -50,11 +48,11 @@ class ChunkKeys:
                 return None
             text = text[len(head) :]
         parts = text.split(self._separator)
-        if len(parts) != len(self._bounds):
+        if len(parts) != len(self._dimensions):
             return None
         position = 0
         tile: tuple[int, ...] = ()
-        for part, bound, extent in zip(parts, self._bounds, self._extents, strict=True):
+        for part, (bound, extent) in zip(parts, self._dimensions, strict=True):
             try:
                 index = int(part)
             except ValueError:
@@ -62,9 +60,8 @@ class ChunkKeys:
             # Only as Zarr writes it: int() also takes "01", "+1", "1_0", " 1" and digits of other scripts.
             if not 0 <= index < bound or str(index) != part:
                 return None
-            step, rest = divmod(index, extent)
-            tile += (step,)
-            position = position * extent + rest
+            tile += (index // extent,)
+            position = position * extent + index % extent
         key = self._tile_keys.get(tile)
         if key is None:
             if len(self._tile_keys) >= _MAX_TILE_KEYS:

@@ -20,6 +20,9 @@ from vstore.format.refs import BlobRef
 from vstore.ids import BytesLike, Digest, blake3_digest
 from vstore.keys.objects import pack_name
 
+HASH_ELSEWHERE_BYTES = 512 * 1024
+"""Hashing this much takes as long as handing it to another thread, 70 us; a hash lets go of the interpreter's lock."""
+
 _STORED = int(ChunkKind.STORED)
 
 
@@ -119,6 +122,15 @@ class ContentReader:
                 pass
             # The pack is gone or damaged: `read` finds the blob elsewhere, or says what is wrong.
         return self.read(base_source(layer, row), None, f"key {key!r}")
+
+    def takes_long(self, layer: IndexedLayer, row: int) -> bool:
+        """Tell whether `read_row` has to hash so much that another thread should do it, where there is one to go on."""
+        return (
+            layer.lengths[row] >= HASH_ELSEWHERE_BYTES
+            and not layer.verified[row]
+            and layer.kinds[row] == _STORED
+            and self._is_local
+        )
 
     async def read_async(self, source: ChunkSource | BlobRef, span: ByteSpan | None, what: str) -> BytesLike:
         """Do what `read` does, without blocking the event loop for long."""

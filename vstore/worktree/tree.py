@@ -7,7 +7,8 @@ for a moment; edits hold the one lock while they change the tables, never while 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
@@ -69,6 +70,7 @@ class Value(msgspec.Struct, frozen=True):
 Route: TypeAlias = Chunk | Document | Value
 Known: TypeAlias = dict[str, ChunkKeys]
 
+_OTHER = (Document, Value)
 _UNCHANGED = PendingRef(PendingKind.UNCHANGED)
 _NOT_STORED = -1
 
@@ -151,12 +153,22 @@ class Worktree:
 
     def get(self, key: str) -> BytesLike | None:
         """Return all bytes of `key`, or None. What is returned may show a mapped file; it can't be written to."""
+        found = self.get_soon(key)
+        return found() if callable(found) else found
+
+    def get_soon(self, key: str) -> BytesLike | Callable[[], BytesLike] | None:
+        """Do what `get` does, or return what will, where that takes longer than handing it to another thread."""
         place = self.place(key)
-        if not isinstance(place, Document | Value):
+        if not isinstance(place, _OTHER):
             _, array, tile, position = place
             if not self._may_be_edited(array):
                 found = array.base_row(tile, position)
-                return None if found is None else self.contents.read_row(*found, key)
+                if found is None:
+                    return None
+                layer, row = found
+                if self.contents.takes_long(layer, row):
+                    return partial(self.contents.read_row, layer, row, key)
+                return self.contents.read_row(layer, row, key)
         source = self._source(place, key)
         return None if source is None else self.contents.read(source, None, f"key {key!r}")
 
@@ -169,7 +181,7 @@ class Worktree:
         return self.mutations > 0 or array.is_edited
 
     def _source(self, route: Place | Document | Value, key: str) -> ChunkSource | BlobRef | None:
-        if not isinstance(route, Document | Value):
+        if not isinstance(route, _OTHER):
             _, array, tile, position = route
             if not self._may_be_edited(array):
                 return array.find_base(tile, position)
@@ -214,7 +226,7 @@ class Worktree:
         """Store `data` under `key`."""
         known = self.nodes.arrays
         route = self.place(key)
-        if not isinstance(route, Document | Value):
+        if not isinstance(route, _OTHER):
             self._set_chunk(known, route, key, data)
         elif isinstance(route, Document):
             with self.lock:
@@ -373,7 +385,7 @@ class Worktree:
         known = self.nodes.arrays
         route = self.place(key)
         with self.lock:
-            if not isinstance(route, Document | Value):
+            if not isinstance(route, _OTHER):
                 self._delete_chunk(known, route)
             elif isinstance(route, Document):
                 node = self.nodes.node(route.path)

@@ -78,6 +78,7 @@ def stored(tmp_path: Path) -> tuple[LocalStorage, BlobColumns, list[bytes]]:
     writer = BlobWriter(storage)
     data = [os.urandom(size) for size in (700, 70_000, 900, 5_000)]
     slots = writer.put_many(data, [blake3_digest(blob) for blob in data])
+    writer.flush()
     batch = writer.begin_metadata()
     batch.add(BlobKind.SNAPSHOT, b"snapshot")
     writer.finish(batch)

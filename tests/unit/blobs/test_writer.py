@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
 
 from vstore.blobs.reader import BlobReader
-from vstore.blobs.writer import BlobWriter
+from vstore.blobs.writer import MAX_BATCHES_BEHIND, BlobWriter
 from vstore.errors import OutcomeUnknownError, OutOfSpaceError, SessionStateError, StorageError
 from vstore.format.envelope import BlobKind
 from vstore.format.refs import BlobRef
-from vstore.ids import PackId, blake3_digest
-from vstore.storage.base import PackPolicy
+from vstore.ids import BytesLike, PackId, blake3_digest
+from vstore.storage.base import PackPolicy, PackSink
 from vstore.storage.local import LocalStorage
 from vstore.testing.faults import Fault, FaultPlan, FaultyStorage
 
@@ -79,10 +82,11 @@ def test_a_shared_blob_outlives_one_of_its_keys(storage: LocalStorage) -> None:
     assert writer.read(slot, 700) == b"y" * 700
 
 
-def test_blobs_read_back_in_every_place(storage: LocalStorage) -> None:
-    storage.pack_policy = PackPolicy(target_bytes=60_000, buffer_bytes=9_000, direct_bytes=20_000)
+@pytest.mark.parametrize("behind", [False, True])
+def test_blobs_read_back_in_every_place(storage: LocalStorage, behind: bool) -> None:
+    storage.pack_policy = PackPolicy(60_000, 9_000, 9_001, behind)
     writer = BlobWriter(storage)
-    data = [os.urandom(size) for size in [600, 25_000, 3_000, 70_000] * 8]
+    data = [os.urandom(size) for size in [600, 9_000, 25_000, 3_000, 70_000] * 8]
     slots = []
     for blob in data:
         slots.append(put(writer, blob))
@@ -144,6 +148,7 @@ def test_a_seal_in_doubt_moves_the_blobs_to_another_pack(storage: LocalStorage, 
 
 
 def test_a_failed_direct_write_is_shared_with_nobody(storage: LocalStorage) -> None:
+    storage.pack_policy = PackPolicy(target_bytes=10**8, buffer_bytes=10**6, direct_bytes=50_000)
     plan = FaultPlan()
     writer = BlobWriter(FaultyStorage(storage, plan))
     data = os.urandom(100_000)
@@ -266,6 +271,7 @@ def test_many_blobs_get_slots_and_places_like_single_ones(
 
 
 def test_many_blobs_are_one_write(storage: LocalStorage) -> None:
+    storage.pack_policy = PackPolicy(10**6, 9_000, 10_000)
     plan = FaultPlan()
     writer = BlobWriter(FaultyStorage(storage, plan))
     put_many(writer, [os.urandom(4096) for _ in range(100)])
@@ -284,6 +290,7 @@ def test_a_waiting_blob_that_many_share_is_kept_for_each(storage: LocalStorage) 
 
 
 def test_a_failed_write_of_many_is_shared_with_nobody(storage: LocalStorage) -> None:
+    storage.pack_policy = PackPolicy(10**6, 9_000, 10_000)
     plan = FaultPlan()
     writer = BlobWriter(FaultyStorage(storage, plan))
     data = [os.urandom(9_000) for _ in range(20)]
@@ -343,3 +350,170 @@ def test_nothing_of_many_is_put_after_closing(storage: LocalStorage) -> None:
     writer.close()
     with pytest.raises(SessionStateError):
         put_many(writer, [os.urandom(70_000)])
+
+
+class HeldSink:
+    """A pack whose writes wait until they are let go, and then fail if they are told to."""
+
+    def __init__(self, sink: PackSink) -> None:
+        self.let_go = threading.Event()
+        self.error: StorageError | None = None
+        self.started = threading.Semaphore(0)
+        self._write = sink.write
+        sink.write = self.write  # type: ignore[method-assign]
+
+    def write(self, offset: int, buffers: Sequence[BytesLike]) -> None:
+        self.started.release()
+        assert self.let_go.wait(20)
+        if self.error is not None:
+            raise self.error
+        self._write(offset, buffers)
+
+
+@pytest.fixture
+def held(storage: LocalStorage) -> Iterator[tuple[BlobWriter, HeldSink]]:
+    """A writer that writes 1,000 bytes at a time behind its callers, into a pack that makes it wait."""
+    storage.pack_policy = PackPolicy(10**6, 1_000, 1_001, True)
+    writer = BlobWriter(storage)
+    batch = writer.begin_metadata()
+    sink = HeldSink(batch.pack.sink)
+    writer.drop_metadata(batch)
+    yield writer, sink
+    sink.let_go.set()
+    writer.close()
+
+
+def test_callers_go_on_while_blobs_are_written_and_wait_when_too_many_are(
+    held: tuple[BlobWriter, HeldSink], storage: LocalStorage
+) -> None:
+    writer, sink = held
+    data = [os.urandom(600) for _ in range(MAX_BATCHES_BEHIND + 2)]
+    slots = [put(writer, blob) for blob in data[:-1]]
+    assert sink.started.acquire(timeout=10)
+    assert [writer.read(slot, 600) for slot in slots] == data[:-1]
+    last: list[int] = []
+    other = threading.Thread(target=lambda: last.append(put(writer, data[-1])))
+    other.start()
+    other.join(0.2)
+    assert other.is_alive()
+    sink.let_go.set()
+    other.join(10)
+    commit(writer)
+    found = [read_back(writer, storage, slot, blob) for slot, blob in zip([*slots, *last], data, strict=True)]
+    assert found == data
+
+
+def test_what_was_read_of_a_waiting_blob_stays_as_it_was(storage: LocalStorage) -> None:
+    storage.pack_policy = PackPolicy(10**6, 1_000, 1_001, True)
+    writer = BlobWriter(storage)
+    data = [os.urandom(600) for _ in range(40)]
+    views = [writer.read(put(writer, blob), 600) for blob in data]
+    assert views == data
+    writer.close()
+
+
+def test_room_of_blobs_that_were_let_go_is_used_again(held: tuple[BlobWriter, HeldSink]) -> None:
+    writer, sink = held
+    for _ in range(20):
+        writer.release(put(writer, os.urandom(600)))
+    assert not sink.started.acquire(timeout=0.1)
+
+
+def test_an_error_behind_is_raised_to_callers_who_lose_nothing(
+    held: tuple[BlobWriter, HeldSink], storage: LocalStorage
+) -> None:
+    writer, sink = held
+    data = [os.urandom(600) for _ in range(5)]
+    slots = [put(writer, blob) for blob in data[:3]]
+    sink.error = OutOfSpaceError("full")
+    sink.let_go.set()
+    with pytest.raises(OutOfSpaceError):
+        writer.flush()
+    for _ in range(3):
+        # Nothing more is taken until the disk has room.
+        with pytest.raises(OutOfSpaceError):
+            put(writer, data[4])
+    other = BlobWriter(storage)
+    for _ in range(3):
+        put(other, os.urandom(600))
+    other.close()
+    assert [writer.read(slot, 600) for slot in slots] == data[:3]
+    sink.error = None
+    slots += [put(writer, blob) for blob in data[3:]]
+    commit(writer)
+    assert [read_back(writer, storage, slot, blob) for slot, blob in zip(slots, data, strict=True)] == data
+
+
+def test_callers_write_themselves_where_no_thread_is_to_be_had(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_thread(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    storage.pack_policy = PackPolicy(10**6, 1_000, 1_001, True)
+    writer = BlobWriter(storage)
+    data = [os.urandom(600) for _ in range(5)]
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        slots = [put(writer, blob) for blob in data[:3]]
+    slots += [put(writer, blob) for blob in data[3:]]
+    commit(writer)
+    assert [read_back(writer, storage, slot, blob) for slot, blob in zip(slots, data, strict=True)] == data
+
+
+def test_a_commit_waits_for_what_is_written_behind(
+    held: tuple[BlobWriter, HeldSink], storage: LocalStorage
+) -> None:
+    writer, sink = held
+    data = [os.urandom(600) for _ in range(3)]
+    slots = [put(writer, blob) for blob in data]
+    other = threading.Thread(target=commit, args=(writer,))
+    other.start()
+    other.join(0.2)
+    assert other.is_alive()
+    sink.let_go.set()
+    other.join(10)
+    assert [read_back(writer, storage, slot, blob) for slot, blob in zip(slots, data, strict=True)] == data
+
+
+def test_a_full_pack_is_sealed_when_all_writes_into_it_are_over(storage: LocalStorage) -> None:
+    storage.pack_policy = PackPolicy(3_000, 1, 1)
+    writer = BlobWriter(storage)
+    batch = writer.begin_metadata()
+    sink, slots = HeldSink(batch.pack.sink), []
+    writer.drop_metadata(batch)
+    data = [os.urandom(2_000), os.urandom(2_000)]
+    slow = threading.Thread(target=lambda: slots.append(put(writer, data[0])))
+    slow.start()
+    assert sink.started.acquire(timeout=10)
+    batch.pack.sink.write = sink._write  # type: ignore[method-assign]
+    quick = threading.Thread(target=lambda: slots.append(put(writer, data[1])))
+    quick.start()
+    quick.join(0.2)
+    assert not list(storage.list("packs/"))
+    sink.let_go.set()
+    slow.join(10)
+    quick.join(10)
+    commit(writer)
+    assert sorted(slots) == [0, 1]
+    assert [read_back(writer, storage, slot, blob) for slot, blob in enumerate(data)] == data
+
+
+def test_threads_share_a_writer_that_writes_behind(storage: LocalStorage) -> None:
+    storage.pack_policy = PackPolicy(30_000, 2_000, 1_500, True)
+    writer = BlobWriter(storage)
+
+    def use(seed: int) -> list[tuple[int, bytes]]:
+        random = Random(seed)
+        taken = []
+        for _ in range(200):
+            data = random.randbytes(random.choice([600, 1_000, 1_400, 2_500]))
+            taken.append((put(writer, data), data))
+            slot, known = random.choice(taken)
+            assert writer.read(slot, len(known)) == known
+        return taken
+
+    with ThreadPoolExecutor(4) as pool:
+        taken = [pair for pairs in pool.map(use, range(4)) for pair in pairs]
+    commit(writer)
+    assert all(read_back(writer, storage, slot, data) == data for slot, data in taken)
