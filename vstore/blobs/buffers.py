@@ -6,6 +6,8 @@ A block that is given back to the system costs its first touch anew, on virtual 
 
 from __future__ import annotations
 
+import numpy as np
+
 _MAX_FREE = 4
 
 _FREE: list[memoryview] = []
@@ -16,9 +18,12 @@ def take_buffer(size: int) -> memoryview:
     """Return writable memory of `size` bytes, whatever they hold."""
     try:
         buffer = _FREE.pop()
+        if len(buffer) == size:
+            return buffer
     except IndexError:
-        return memoryview(bytearray(size))
-    return buffer if len(buffer) == size else memoryview(bytearray(size))
+        pass
+    # Not a bytearray: that would touch all of it, for a commit of perhaps one small chunk.
+    return memoryview(np.empty(size, dtype=np.uint8))
 
 
 def give_back(buffer: memoryview) -> None:
