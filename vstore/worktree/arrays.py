@@ -18,7 +18,7 @@ from vstore.blobs.reader import BlobReader
 from vstore.blobs.virtual import VirtualRange
 from vstore.changes.dictionaries import Dictionaries
 from vstore.changes.documents import ArraySpec
-from vstore.changes.layering import IndexedLayer, LayeredTile
+from vstore.changes.layering import IndexedLayer, LayeredTile, merge_manifests
 from vstore.changes.pending import PendingKind, PendingRef, PendingTile
 from vstore.changes.rows import NO_ROWS, ChunkRows, from_manifest, overlay, select
 from vstore.changes.tiling import join_indices, split_index, tile_is_inside, tile_reaches_into
@@ -35,6 +35,8 @@ from vstore.worktree.spilling import SpilledTile, Written, edits_in, spilled_of,
 
 _DELETED = int(ChunkKind.DELETED)
 _REMEMBERED_TILES = 4096
+_TILES_TO_REMEMBER = 16
+
 
 
 class PendingChunk(msgspec.Struct, frozen=True):
@@ -203,20 +205,25 @@ class ArrayState:
             edits = {key: tile for key, tile in self.pending.items() if key.startswith(prefix)}
             cleared = self.cleared
         left = sorted(edits, reverse=True)
-        for key, pointer in () if cleared else self.iter_base_pointers(prefix):
+        pointers = () if cleared else self.iter_base_pointers(prefix)
+        for number, (key, pointer) in enumerate(pointers):
             while left and left[-1] < key:
                 yield from self._visible(left[-1], edits[left.pop()], None)
             if left and left[-1] == key:
                 left.pop()
-            yield from self._visible(key, edits.get(key), pointer)
+            # Walking through a large array must not push all else out of the cache.
+            base = whole_tile(self.reader, pointer, remember=number < _TILES_TO_REMEMBER)
+            yield from self._visible(key, edits.get(key), base)
         for key in reversed(left):
-            yield from self._visible(key, edits[key], self.base_pointer(key))
+            before = self.base_pointer(key)
+            yield from self._visible(
+                key, edits[key], None if before is None else whole_tile(self.reader, before, remember=False)
+            )
 
     def _visible(
-        self, key: bytes, pending: PendingTile | None, pointer: TilePointer | None
+        self, key: bytes, pending: PendingTile | None, base: Manifest | None
     ) -> Iterator[VisibleTile]:
         tile = tile_of(key)
-        base = None if pointer is None else resolve_tile(self.reader, pointer).merged()
         positions = np.zeros(0, np.uint16) if base is None else base.positions
         lengths = np.zeros(0, np.uint64) if base is None else base.lengths
         shown = self.shown_mask(tile, positions)
@@ -376,6 +383,17 @@ _NO_SLOTS = np.zeros(0, dtype=np.uint64)
 def resolve_tile(reader: BlobReader, pointer: TilePointer) -> LayeredTile:
     """Return a tile's layers, each from the cache if it is there."""
     return LayeredTile([_indexed(reader, layer) for layer in pointer.layers])
+
+
+def whole_tile(reader: BlobReader, pointer: TilePointer, *, remember: bool) -> Manifest:
+    """Return all live refs of a tile; layers that had to be read for it are kept in the cache only if asked for."""
+    if remember:
+        return resolve_tile(reader, pointer).merged()
+    manifests = []
+    for layer in pointer.layers:
+        found: IndexedLayer | None = CACHE.get(_layer_key(layer))
+        manifests.append(read_layer(reader, layer) if found is None else found.manifest)
+    return merge_manifests(manifests, drop_deleted=True)
 
 
 def _indexed(reader: BlobReader, layer: Layer) -> IndexedLayer:
