@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,11 +46,13 @@ def main(arguments: list[str] | None = None) -> int:
     if scale.name == FULL.name and free_bytes() < _NEEDED_BYTES:
         sys.stderr.write(f"the full run needs {_NEEDED_BYTES >> 30} GiB of room for temporary files\n")
         return 1
-    results = run_all(
-        options.only, scale, options.systems, options.rounds or scale.rounds, profile=options.profile
-    )
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+    # Temporary files are removed also when the run is told to end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    rounds = options.rounds or scale.rounds
+    for results in iter_results(options.only, scale, options.systems, rounds, profile=options.profile):
+        # After each workload: a run that is cut short has told something.
+        if options.json:
+            options.json.write_text(json.dumps(results, indent=1) + "\n")
     sys.stdout.write(show(results))
     return int(any(has_failed(cases) for cases in results["workloads"].values()))
 
@@ -64,10 +68,10 @@ def write_page() -> None:
     PAGE.write_text(page[:start] + shown + page[page.index("<!-- end -->") :])
 
 
-def run_all(
+def iter_results(
     workloads: list[Workload], scale: Scale, systems: list[str] | None, rounds: int, *, profile: bool = False
-) -> dict[str, Any]:
-    """Run workloads and return all results in the form in which they are saved."""
+) -> Iterator[dict[str, Any]]:
+    """Run workloads and yield, after each, all results so far in the form in which they are saved."""
     start = time.monotonic()
 
     def progress(line: str) -> None:
@@ -75,7 +79,7 @@ def run_all(
 
     found = environment.describe()
     results: dict[str, Any] = {}
-    notes: list[str] = []
+    notes = [f"{name} is not here yet: {why}" for name, why in PLANNED.items()]
     with keeping_compiled_code():
         for workload in workloads:
             chosen, skipped = choose_systems(workload, scale, systems)
@@ -84,16 +88,15 @@ def run_all(
                 results[workload.name] = run_workload(
                     workload, scale, chosen, rounds, profile=profile, report=progress
                 )
-    notes.extend(f"{name} is not here yet: {why}" for name, why in PLANNED.items())
-    return {
-        "format": FORMAT,
-        "scale": scale.name,
-        "rounds": rounds,
-        "seconds": round(time.monotonic() - start, 1),
-        "environment": found,
-        "notes": notes,
-        "workloads": results,
-    }
+            yield {
+                "format": FORMAT,
+                "scale": scale.name,
+                "rounds": rounds,
+                "seconds": round(time.monotonic() - start, 1),
+                "environment": found,
+                "notes": notes,
+                "workloads": results,
+            }
 
 
 def has_failed(cases: dict[str, Any]) -> bool:
