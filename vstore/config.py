@@ -42,12 +42,14 @@ class RepositoryConfig:
 
 def encode_metadata(metadata: Mapping[str, Any] | None) -> bytes:
     """Return user metadata as canonical JSON bytes; raise `InvalidInputError` for what JSON can't hold."""
+    if metadata is None:
+        return b"{}"
     try:
-        if metadata is not None and not isinstance(metadata, Mapping):
+        if not isinstance(metadata, Mapping):
             raise TypeError(f"it is a {type(metadata).__name__}, not a dict")
-        if any(not isinstance(key, str) for key in metadata or {}):
+        if any(not isinstance(key, str) for key in metadata):
             raise TypeError("a key is not a str")
-        return json.dumps(dict(metadata or {}), sort_keys=True, allow_nan=False).encode()
+        return json.dumps(dict(metadata), sort_keys=True, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInputError(
             f"the metadata can't be stored as JSON: {error}. Give a dict of JSON values."

@@ -364,8 +364,9 @@ class Session:
             message.encode()
         except UnicodeEncodeError:
             raise InvalidInputError(f"the commit message {message!r} is not valid Unicode") from None
-        encode_metadata(metadata)
-        encoded = encode_metadata({**self._default_metadata, **(metadata or {})})
+        encoded = encode_metadata(metadata)
+        if self._default_metadata:
+            encoded = encode_metadata({**self._default_metadata, **(metadata or {})})
         return run_shielded(lambda: self._commit_encoded(kind, message, encoded, allow_empty, rebase))
 
     def _commit_encoded(

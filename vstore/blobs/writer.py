@@ -451,6 +451,14 @@ class BlobWriter:
             raise InternalError("a blob was located before it was placed in a pack")
         return packs, offsets
 
+    def place_of(self, slot: int) -> tuple[PackId, int]:
+        """Return the pack and the offset of one slot; only after `flush`."""
+        with self._lock:
+            number, offset = self._pack_of[slot], self._offset_of[slot]
+        if number == _IN_MEMORY:
+            raise InternalError("a blob was located before it was placed in a pack")
+        return self._pack_ids[number], offset
+
     def state(self) -> WriterState:
         """Return where the blobs are now; a remote pack that is not up yet comes along as bytes."""
         with self._lock:

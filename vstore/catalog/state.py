@@ -43,6 +43,7 @@ from vstore.format.record import (
     SnapshotEntry,
     entry_from_wire,
     entry_to_wire,
+    is_recordable,
     operation_from_wire,
     operation_to_wire,
     pack_state_from_wire,
@@ -209,6 +210,8 @@ def _plain_edits(view: StateView, update: Update) -> Iterator[Edit]:
 
 def _checked_operation(operation: Operation) -> Operation:
     """Return `operation` as it will be read, so that a repeated call returns an equal one."""
+    if not operation.details and is_recordable(operation):
+        return operation
     try:
         return decode_operation(encode_operation(operation))
     except (FormatError, TypeError, ValueError, OverflowError) as error:

@@ -6,7 +6,7 @@ rules are those of `layering`, which does the same for many. Neighbours: `layeri
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -50,11 +50,21 @@ def is_same(one: Ref, other: Ref) -> bool:
 
 def ref_at(manifest: Manifest, row: int) -> Ref:
     """Return the ref in a row of a manifest."""
-    return next(iter(refs_of(manifest, slice(row, row + 1)).values()))
+    kind, source = int(manifest.kinds[row]), int(manifest.sources[row])
+    offset, length = int(manifest.offsets[row]), int(manifest.lengths[row])
+    if kind == _STORED:
+        return Ref(kind, manifest.packs[source], offset, length, None, manifest.digests[row].tobytes())
+    if kind == _INLINE:
+        return Ref(kind, None, 0, length, None, manifest.inline[offset : offset + length])
+    if kind == _VIRTUAL:
+        check = int(manifest.checks[row])
+        checksum = manifest.checksums[check - 1] if check else None
+        return Ref(kind, manifest.locations[source], offset, length, checksum, b"")
+    return DELETED_REF
 
 
-def refs_of(manifest: Manifest, rows: slice = slice(None)) -> dict[int, Ref]:
-    """Return the refs in some rows of a manifest."""
+def refs_of(manifest: Manifest) -> dict[int, Ref]:
+    """Return the refs of a manifest."""
     columns = (
         manifest.positions,
         manifest.kinds,
@@ -63,11 +73,11 @@ def refs_of(manifest: Manifest, rows: slice = slice(None)) -> dict[int, Ref]:
         manifest.lengths,
         manifest.checks,
     )
-    digests = manifest.digests[rows].tobytes()
+    digests = manifest.digests.tobytes()
     refs = {}
     start = 0
     for position, kind, source, offset, length, check in zip(
-        *(column[rows].tolist() for column in columns), strict=True
+        *(column.tolist() for column in columns), strict=True
     ):
         if kind == _STORED:
             content = digests[start : start + DIGEST_SIZE]
@@ -88,16 +98,16 @@ def pending_refs(
     rows: Any,
     inline: bytes | bytearray,
     dictionaries: Dictionaries,
-    own_places: Mapping[int, tuple[PackId, int]],
+    own_place: Callable[[int], tuple[PackId, int]],
 ) -> dict[int, Ref | None]:
     """Return pending rows as refs, None where what was written equals the base.
 
-    `own_places` has the pack and the offset of each of the session's own blobs by slot.
+    `own_place` returns the pack and the offset of one of the session's own blobs, by its slot.
     """
     refs: dict[int, Ref | None] = {}
     for position, (digest, at, length, source, check, kind) in zip(positions, unpack_rows(rows), strict=True):
         if kind == _OWN:
-            refs[position] = Ref(_STORED, *own_places[at], length, None, digest)
+            refs[position] = Ref(_STORED, *own_place(at), length, None, digest)
         elif kind == _INLINE:
             refs[position] = Ref(kind, None, 0, length, None, bytes(inline[at : at + length]))
         elif kind == _STORED:
@@ -108,11 +118,6 @@ def pending_refs(
         else:
             refs[position] = DELETED_REF if kind == _DELETED else None
     return refs
-
-
-def own_slots(rows: Any) -> list[int]:
-    """Return the slots of the session's own blobs among pending rows."""
-    return [row[1] for row in unpack_rows(rows) if row[5] == _OWN]
 
 
 def merge_few(layers: Sequence[Refs], *, drop_deleted: bool) -> dict[int, Ref]:

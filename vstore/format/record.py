@@ -167,6 +167,20 @@ def operation_to_wire(operation: Operation) -> tuple[Any, ...]:
     return (*operation[:5], changes, operation.details)
 
 
+def is_recordable(operation: Operation) -> bool:
+    """Tell whether an operation without details would be read just as it is."""
+    return (
+        type(operation.sequence) is type(operation.time_us) is int
+        and 0 <= operation.sequence <= 10**20
+        and 0 <= operation.time_us <= MAX_TIME_US
+        and type(operation.transaction) is bytes
+        and len(operation.transaction) == _ID_SIZE
+        and isinstance(operation.kind, OperationKind)
+        and type(operation.author) is str
+        and operation.author.isascii()
+    )
+
+
 def operation_from_wire(value: Any) -> Operation:
     sequence, transaction, kind, time_us, author, changes, details = _fields(value, 7, "operation")
     expect(isinstance(author, str) and isinstance(details, dict), "an operation is malformed")

@@ -38,7 +38,6 @@ _REMEMBERED_TILES = 4096
 _TILES_TO_REMEMBER = 16
 
 
-
 class PendingChunk(msgspec.Struct, frozen=True):
     """What the edits say of a chunk: where it is (None: none), or that what the base holds there shows."""
 

@@ -23,7 +23,6 @@ from vstore.changes.few import (
     is_same,
     manifest_of,
     merge_few,
-    own_slots,
     pending_refs,
     ref_at,
     refs_of,
@@ -146,10 +145,9 @@ class _Encoder:
     def _stored(self, content: Content, kind: BlobKind) -> StoredContent:
         if not isinstance(content, OwnBlob):
             return content
-        packs, offsets = self._writer.locate(np.array([content.slot], dtype=np.uint64))
-        pack = self._writer.pack_ids[int(packs[0])]
+        pack, offset = self._writer.place_of(content.slot)
         self._packs.add(pack)
-        return BlobRef(content.digest, pack, int(offsets[0]), content.length)
+        return BlobRef(content.digest, pack, offset, content.length)
 
     # --- tiles -----------------------------------------------------------------------------------------------
 
@@ -225,8 +223,8 @@ class _Encoder:
     ) -> TilePointer | None:
         """Do the same for a few edits of a tile whose layers are at hand, without columns."""
         tile = LayeredTile(()) if before is None else resolve_tile(self._tree.blobs, before)
-        places = self._own_places(content.rows)
-        edits = pending_refs(content.positions.tolist(), content.rows, content.inline, dictionaries, places)
+        positions = content.positions.tolist()
+        edits = pending_refs(positions, content.rows, content.inline, dictionaries, self._writer.place_of)
         new, replaced = _changed_few(edits, tile)
         if not new:
             return before
@@ -246,16 +244,6 @@ class _Encoder:
         if totals.chunks == 0:
             return None
         return TilePointer((self._layer(manifest), *old[merged:]), totals)
-
-    def _own_places(self, rows: npt.NDArray[Any]) -> dict[int, tuple[PackId, int]]:
-        """Return pack and offset, by slot, of the session's own blobs among pending rows."""
-        slots = own_slots(rows)
-        if not slots:
-            return {}
-        packs, offsets = self._writer.locate(np.array(slots, dtype=np.uint64))
-        names = self._writer.pack_ids
-        places = zip(packs.tolist(), offsets.tolist(), strict=True)
-        return dict(zip(slots, ((names[pack], offset) for pack, offset in places), strict=True))
 
     def _is_at_hand(self, pointer: TilePointer) -> bool:
         """Tell whether a tile's layers need not be fetched from an object store."""
