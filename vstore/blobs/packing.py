@@ -95,9 +95,15 @@ class OpenPack:
         self._lengths.extend(lengths)
         return offsets
 
-    def forget(self, offset: int) -> None:
-        """Leave the blob at `offset` out of the footer: its write failed, and its room stays unused."""
-        self._failed.add(offset)
+    def forget(self, offsets: Sequence[int]) -> None:
+        """Leave out blobs that were placed together and whose write failed.
+
+        Their room is used again if nothing was placed behind them, so that a full disk is not filled with what failed.
+        """
+        if offsets and self._offsets[-1] == offsets[-1]:
+            self.drop_from(offsets[0])
+        else:
+            self._failed.update(offsets)
 
     def write(self, offset: int, blobs: Sequence[BytesLike]) -> None:
         """Write blobs, with their checksum tables, into the room reserved for them from `offset`."""

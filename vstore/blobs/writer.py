@@ -326,8 +326,7 @@ class BlobWriter:
                 pack.write(offsets[0], data)
             except BaseException:
                 with self._lock:
-                    for offset in offsets:
-                        pack.forget(offset)
+                    pack.forget(offsets)
                     self._end_write(pack)
                 raise
             with self._lock:
@@ -363,8 +362,7 @@ class BlobWriter:
         except BaseException:
             with self._lock:
                 if pack is not None:
-                    for offset in offsets:
-                        pack.forget(offset)
+                    pack.forget(offsets)
                     self._end_write(pack)
                 for blob in waiting:
                     # Their buffer will be another's.
