@@ -102,7 +102,9 @@ class ArrayState:
 
     def find(self, index: tuple[int, ...], dictionaries: Dictionaries) -> ChunkSource | None:
         """Return where a chunk's bytes are, or None if there are none."""
-        return self.resolve(index, self.find_pending(index, dictionaries))
+        with self._lock:
+            pending = self.find_pending(index, dictionaries)
+        return self.resolve(index, pending)
 
     def resolve(self, index: tuple[int, ...], pending: PendingChunk) -> ChunkSource | None:
         """Return where a chunk's bytes are, given what the edits in memory say; needs no lock."""
