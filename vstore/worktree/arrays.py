@@ -107,7 +107,9 @@ class ArrayState:
     def find(self, index: tuple[int, ...], dictionaries: Dictionaries) -> ChunkSource | None:
         """Return where a chunk's bytes are, or None if there are none."""
         key, position = self.locate(index)
-        return self.resolve(key, position, self.pending_chunk(key, position, dictionaries))
+        with self._lock:
+            pending = self.pending_chunk(key, position, dictionaries)
+        return self.resolve(key, position, pending)
 
     def resolve(self, key: bytes, position: int, pending: PendingChunk) -> ChunkSource | None:
         """Return where a chunk's bytes are, given what the edits in memory say; needs no lock."""

@@ -418,3 +418,26 @@ def test_a_listing_streams(repository: vstore.Repository) -> None:
         return [found async for found in session.store.list_prefix("a/c/")]
 
     assert sorted(sync(keys())) == sorted(expected)
+
+
+def test_batches_see_spilled_refs(repository: vstore.Repository) -> None:
+    """Many keys at once give what each gives alone."""
+    batch = pytest.importorskip("vstore.worktree.batch")
+    commit(repository, {"a/zarr.json": DOCUMENT, **{key(n): value(n, 3) for n in range(0, COUNT, 4)}})
+    session = repository.writable_session("main")
+    fill(session, range(0, COUNT, 3), salt=1)
+    fill(session, range(0, 8, 4), salt=3)
+    for n in range(0, COUNT, 10):
+        session.tree_for_writing().delete(key(n))
+    settle(session)
+    fill(session, range(5, 60, 5), salt=2)
+    keys = [key(n) for n in range(COUNT)]
+    expected = [session.tree.read(one) for one in keys]
+
+    def read() -> list[bytes | None]:
+        found = {row: data for task in batch.plan_reads(session.tree, keys) for row, data in task}
+        return [None if found[row] is None else bytes(found[row]) for row in range(COUNT)]
+
+    assert read() == expected
+    batch.set_many(session.tree_for_writing(), keys[:50], [None] * 25 + [b"new"] * 25)
+    assert read() == [None] * 25 + [b"new"] * 25 + expected[50:]
