@@ -306,7 +306,8 @@ def test_the_documents_example_runs(tmp_path: Path) -> None:
 
 def test_zarr_does_not_load_vstore_for_its_pipeline_alone() -> None:
     code = (
-        "import sys, zarr, vstore.zarr_pipeline; vstore.zarr_pipeline.enable(); zarr.create_array({}, shape=4, dtype='i4')[:];"
+        "import sys, zarr, vstore.zarr_pipeline; vstore.zarr_pipeline.enable();"
+        "zarr.create_array({}, shape=4, dtype='i4')[:];"
         "print(sorted(m for m in sys.modules if m.startswith('vstore.') and m != 'vstore.zarr_pipeline'))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
