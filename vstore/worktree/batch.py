@@ -24,6 +24,7 @@ from vstore.blobs.runs import (
     iter_run,
     plan_runs,
 )
+from vstore.changes.documents import ArraySpec
 from vstore.changes.layering import IndexedLayer, LayeredTile
 from vstore.changes.pending import ROW_DTYPE, PendingKind
 from vstore.changes.tiling import split_indices
@@ -55,9 +56,10 @@ class TilePart(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """The chunks that a batch of keys names: `indices` i64[n, d] of one array, by tile."""
+    """The chunks that a batch of keys names: `indices` i64[n, d] of one array, by tile, inside the grid of `spec`."""
 
     chunk: Chunk
+    spec: ArraySpec
     indices: npt.NDArray[np.int64]
     parts: list[TilePart]
 
@@ -77,7 +79,7 @@ def locate(tree: Worktree, keys: Sequence[str]) -> Located | None:
     parts = _by_tile(tiles, positions)
     if any(len(np.unique(part.positions)) < len(part.positions) for part in parts):
         return None
-    return Located(first, indices, parts)
+    return Located(first, spec, indices, parts)
 
 
 def decode_indices(
@@ -495,7 +497,7 @@ def _present(tree: Worktree, located: Located, wanted: npt.NDArray[np.bool_]) ->
         here = np.flatnonzero(wanted[part.rows])
         if len(here):
             parts.append(TilePart(part.key, part.rows[here], part.positions[here]))
-    others, stored = _find(tree, Located(located.chunk, located.indices, parts))
+    others, stored = _find(tree, Located(located.chunk, located.spec, located.indices, parts))
     present = np.zeros(len(wanted), dtype=bool)
     present[[row for row, source in others if source is not None]] = True
     for columns in stored.columns:
@@ -530,11 +532,12 @@ def _equal_to_base(
 
 
 def _apply(tree: Worktree, located: Located, edits: _Edits, values: Sequence[BytesLike | None]) -> bool:
-    """Put the edits into the array's tables; False if it is not what its path holds any more."""
-    path, array, _ = located.chunk
+    """Put the edits into the array's tables; False if it is not what its path held when the keys were looked at."""
+    path, array = located.chunk.path, located.chunk.array
     with tree.lock:
         node = tree.nodes.node(path)
-        if node is None or node.array is not array:
+        # The grid may have become smaller, too.
+        if node is None or node.array is not array or array.spec != located.spec:
             return False
         tree.begin_edit()
         tree.nodes.drafts[path] = node

@@ -443,6 +443,23 @@ def test_an_array_replaced_meanwhile_gets_the_chunks_of_the_new_one(
     session.commit("the new array's")
 
 
+def test_chunks_outside_a_grid_that_shrank_meanwhile_are_refused(session: Session, monkeypatch: Any) -> None:
+    keys = keys_of(range(10))
+    tree = session.tree
+    put_many = tree.writer.put_many
+
+    def shrunk(blobs: Any, digests: Any) -> list[int]:
+        write(session, {"a/zarr.json": array_document((4, 3))})
+        return put_many(blobs, digests)
+
+    monkeypatch.setattr(tree.writer, "put_many", shrunk)
+    with pytest.raises(vstore.InvalidInputError, match="outside the chunk grid"):
+        set_many(tree, keys, [chunk(row) for row in range(30)])
+    monkeypatch.undo()
+    assert read(session, keys[:12]) == [chunk(row) for row in range(12)]
+    assert set(contents(session)) == {"zarr.json", "a/zarr.json", *keys[:12]}
+
+
 def test_an_array_that_went_meanwhile_leaves_plain_values(session: Session, monkeypatch: Any) -> None:
     keys = keys_of(range(10))
     tree = session.tree
