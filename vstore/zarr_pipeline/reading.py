@@ -66,7 +66,7 @@ def _read(batch: Batch, out: Array, drop_axes: tuple[int, ...]) -> tuple[GetResu
 
 def do_tasks(batch: Batch, take: Any) -> None:
     """Call `take` with the tasks that read a batch, in threads where they pay."""
-    workers = _workers(batch)
+    workers = _workers(batch) if len(batch.keys) > 1 else None
     run_bytes = _RUN_BYTES
     if workers is CODING:
         run_bytes = min(max(batch.size_bytes // (4 * CODING.count), _LEAST_RUN_BYTES), _RUN_BYTES)
