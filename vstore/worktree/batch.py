@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -298,6 +298,10 @@ class ReadTask(Protocol):
     Bytes are valid for as long as they are held. Errors name the chunk's key.
     """
 
+    @property
+    def checks(self) -> bool:
+        """Whether neighbours must be hashed, which is most of the work of large ones."""
+
     def __iter__(self) -> Iterator[tuple[int, BytesLike | None]]: ...
 
 
@@ -337,6 +341,7 @@ class _Singles:
 
     tree: Worktree
     keys: Sequence[str]
+    checks: ClassVar[bool] = False
 
     def __iter__(self) -> Iterator[tuple[int, BytesLike | None]]:
         for row, key in enumerate(self.keys):
@@ -351,6 +356,7 @@ class _Others:
     tree: Worktree
     keys: Sequence[str]
     sources: list[tuple[int, ChunkSource | None]]
+    checks: ClassVar[bool] = False
 
     def __iter__(self) -> Iterator[tuple[int, BytesLike | None]]:
         read = self.tree.contents.read
@@ -376,6 +382,10 @@ class _RunTask:
 
     context: _Context
     run: Run
+
+    @property
+    def checks(self) -> bool:
+        return not self.context.blobs.trusted[self.run.rows].all()
 
     def __iter__(self) -> Iterator[tuple[int, BytesLike | None]]:
         tree, keys, blobs, rows, marks, mark_rows = (
