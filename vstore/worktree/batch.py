@@ -7,7 +7,7 @@ the caller runs in turn or in threads; `set_many` stores or deletes. Above: `vst
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -305,14 +305,25 @@ class ReadTask(Protocol):
     def __iter__(self) -> Iterator[tuple[int, BytesLike | None]]: ...
 
 
-def plan_reads(tree: Worktree, keys: Sequence[str], *, run_bytes: int = RUN_BYTES) -> list[ReadTask]:
+def plan_reads(
+    tree: Worktree,
+    keys: Sequence[str],
+    *,
+    run_bytes: int = RUN_BYTES,
+    at_once: Callable[[Callable[[TilePart], object], Sequence[TilePart]], object] | None = None,
+) -> list[ReadTask]:
     """Return tasks that together read the chunk of each key, in any order; may wait for metadata.
 
-    A task holds at most `run_bytes`, or one chunk, in memory beside what it yielded. Raises what a look-up raises.
+    A task holds at most `run_bytes`, or one chunk, in memory beside what it yielded. `at_once` applies a function to
+    many items in threads: where manifests must be fetched, several come at once. Raises what a look-up raises.
     """
     located = locate(tree, keys) if len(keys) > FEW else None
     if located is None:
         return [_Singles(tree, keys)]
+    array = located.chunk.array
+    if at_once is not None and len(located.parts) > 1 and array.base is not None and not array.cleared:
+        # Into the cache, that is, from which the look-up takes them.
+        at_once(lambda part: array.base_tile(part.key), located.parts)
     others, stored = _find(tree, located)
     tasks: list[ReadTask] = [_Others(tree, keys, others)] if others else []
     if stored.columns:

@@ -70,7 +70,8 @@ def do_tasks(batch: Batch, take: Any) -> None:
     run_bytes = _RUN_BYTES
     if may_share:
         run_bytes = min(max(batch.size_bytes // (4 * CODING.count), _LEAST_RUN_BYTES), _RUN_BYTES)
-    tasks = plan_reads(batch.store.session.tree, batch.keys, run_bytes=run_bytes)
+    fetch = None if batch.is_local else FETCHING.map
+    tasks = plan_reads(batch.store.session.tree, batch.keys, run_bytes=run_bytes, at_once=fetch)
     if not batch.is_local:
         FETCHING.map(take, tasks)
     elif may_share and (batch.coder.compresses or _are_hashed(batch, tasks)):
