@@ -7,10 +7,10 @@ the caller runs in turn or in threads; `set_many` stores or deletes. Above: `vst
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from vstore.blobs.runs import (
     iter_run,
     plan_runs,
 )
+from vstore.changes.documents import ArraySpec
 from vstore.changes.layering import IndexedLayer, LayeredTile
 from vstore.changes.pending import ROW_DTYPE, PendingKind, PendingTile
 from vstore.changes.tiling import split_indices
@@ -55,9 +56,10 @@ class TilePart(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """The chunks that a batch of keys names: `indices` i64[n, d] of one array, by tile."""
+    """The chunks that a batch of keys names: `indices` i64[n, d] of one array, by tile, inside the grid of `spec`."""
 
     chunk: Chunk
+    spec: ArraySpec
     indices: npt.NDArray[np.int64]
     parts: list[TilePart]
 
@@ -77,7 +79,7 @@ def locate(tree: Worktree, keys: Sequence[str]) -> Located | None:
     parts = _by_tile(tiles, positions)
     if any(len(np.unique(part.positions)) < len(part.positions) for part in parts):
         return None
-    return Located(first, indices, parts)
+    return Located(first, spec, indices, parts)
 
 
 def decode_indices(
@@ -316,17 +318,32 @@ class ReadTask(Protocol):
     Bytes are valid for as long as they are held. Errors name the chunk's key.
     """
 
+    @property
+    def checks(self) -> bool:
+        """Whether neighbours must be hashed, which is most of the work of large ones."""
+
     def __iter__(self) -> Iterator[tuple[int, BytesLike | None]]: ...
 
 
-def plan_reads(tree: Worktree, keys: Sequence[str], *, run_bytes: int = RUN_BYTES) -> list[ReadTask]:
+def plan_reads(
+    tree: Worktree,
+    keys: Sequence[str],
+    *,
+    run_bytes: int = RUN_BYTES,
+    at_once: Callable[[Callable[[TilePart], object], Sequence[TilePart]], object] | None = None,
+) -> list[ReadTask]:
     """Return tasks that together read the chunk of each key, in any order; may wait for metadata.
 
-    A task holds at most `run_bytes`, or one chunk, in memory beside what it yielded. Raises what a look-up raises.
+    A task holds at most `run_bytes`, or one chunk, in memory beside what it yielded. `at_once` applies a function to
+    many items in threads: where manifests must be fetched, several come at once. Raises what a look-up raises.
     """
     located = locate(tree, keys) if len(keys) > FEW else None
     if located is None:
         return [_Singles(tree, keys)]
+    array = located.chunk.array
+    if at_once is not None and len(located.parts) > 1 and array.base is not None and not array.cleared:
+        # Into the cache, that is, from which the look-up takes them.
+        at_once(lambda part: array.base_tile(part.key), located.parts)
     others, stored = _find(tree, located)
     tasks: list[ReadTask] = [_Others(tree, keys, others)] if others else []
     if stored.columns:
@@ -355,6 +372,7 @@ class _Singles:
 
     tree: Worktree
     keys: Sequence[str]
+    checks: ClassVar[bool] = False
 
     def __iter__(self) -> Iterator[tuple[int, BytesLike | None]]:
         for row, key in enumerate(self.keys):
@@ -369,6 +387,7 @@ class _Others:
     tree: Worktree
     keys: Sequence[str]
     sources: list[tuple[int, ChunkSource | None]]
+    checks: ClassVar[bool] = False
 
     def __iter__(self) -> Iterator[tuple[int, BytesLike | None]]:
         read = self.tree.contents.read
@@ -394,6 +413,10 @@ class _RunTask:
 
     context: _Context
     run: Run
+
+    @property
+    def checks(self) -> bool:
+        return not self.context.blobs.trusted[self.run.rows].all()
 
     def __iter__(self) -> Iterator[tuple[int, BytesLike | None]]:
         tree, keys, blobs, rows, marks, mark_rows = (
@@ -515,7 +538,7 @@ def _present(tree: Worktree, located: Located, wanted: npt.NDArray[np.bool_]) ->
         here = np.flatnonzero(wanted[part.rows])
         if len(here):
             parts.append(TilePart(part.key, part.rows[here], part.positions[here]))
-    others, stored = _find(tree, Located(located.chunk, located.indices, parts))
+    others, stored = _find(tree, Located(located.chunk, located.spec, located.indices, parts))
     present = np.zeros(len(wanted), dtype=bool)
     present[[row for row, source in others if source is not None]] = True
     for columns in stored.columns:
@@ -550,11 +573,12 @@ def _equal_to_base(
 
 
 def _apply(tree: Worktree, located: Located, edits: _Edits, values: Sequence[BytesLike | None]) -> bool:
-    """Put the edits into the array's tables; False if it is not what its path holds any more."""
+    """Put the edits into the array's tables; False if it is not what its path held when the keys were looked at."""
     path, array = located.chunk.path, located.chunk.array
     with tree.lock:
         node = tree.nodes.node(path)
-        if node is None or node.array is not array:
+        # The grid may have become smaller, too.
+        if node is None or node.array is not array or array.spec != located.spec:
             return False
         tree.begin_edit()
         # As many as one by one, for the room that the refs need is made by their number.

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zarr.abc.codec import CodecPipeline
 from zarr.core.config import config
@@ -42,6 +42,14 @@ def enable() -> AbstractContextManager[Any]:
     return setting
 
 
+class _Work(NamedTuple):
+    """What does the requests of one array: its state, and the modules, which are not imported before."""
+
+    state: PipelineState
+    reading: Any
+    writing: Any
+
+
 @dataclass(frozen=True)
 class VstoreCodecPipeline(CodecPipeline):
     """Reads and writes the chunks of one array in batches; `stock` is the pipeline that zarr would use.
@@ -50,7 +58,7 @@ class VstoreCodecPipeline(CodecPipeline):
     """
 
     stock: Any
-    _state: PipelineState | None = field(default=None, init=False, repr=False, compare=False)
+    _work: _Work | None = field(default=None, init=False, repr=False, compare=False)
 
     # --- making ----------------------------------------------------------------------------------------------
 
@@ -86,31 +94,32 @@ class VstoreCodecPipeline(CodecPipeline):
     async def read(
         self, batch_info: Iterable[Request], out: NDBuffer, drop_axes: tuple[int, ...] = ()
     ) -> tuple[GetResult, ...]:
-        from vstore.zarr_pipeline.reading import read
-
         requests = list(batch_info)
-        results = await read(self._ready_state(), requests, out, drop_axes) if requests else ()
+        if not requests:
+            return ()
+        work = self._work or self._start_work()
+        results = await work.reading.read(work.state, requests, out, drop_axes)
         if results is None:
             results = await self.stock.read(requests, out, drop_axes)
-        return results
+        return results  # type: ignore[no-any-return]
 
     async def write(
         self, batch_info: Iterable[Request], value: NDBuffer, drop_axes: tuple[int, ...] = ()
     ) -> None:
-        from vstore.zarr_pipeline.writing import write
-
         requests = list(batch_info)
-        if requests and not await write(self._ready_state(), requests, value, drop_axes):
+        if not requests:
+            return
+        work = self._work or self._start_work()
+        if not await work.writing.write(work.state, requests, value, drop_axes):
             await self.stock.write(requests, value, drop_axes)
 
-    def _ready_state(self) -> PipelineState:
-        state = self._state
-        if state is None:
-            from vstore.zarr_pipeline.requests import PipelineState
+    def _start_work(self) -> _Work:
+        from vstore.zarr_pipeline import reading, writing
+        from vstore.zarr_pipeline.requests import PipelineState
 
-            state = PipelineState.of(self.stock)
-            object.__setattr__(self, "_state", state)
-        return state
+        work = _Work(PipelineState.of(self.stock), reading, writing)
+        object.__setattr__(self, "_work", work)
+        return work
 
     # --- what the stock pipeline says ------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from vstore.ids import BytesLike
 from vstore.worktree.batch import ReadTask, plan_reads
 from vstore.zarr_pipeline.coder import Array, ChunkCoder, ChunkLayout, CodingError
 from vstore.zarr_pipeline.requests import Batch, PipelineState, Request, as_array
-from vstore.zarr_pipeline.workers import CODING, FETCHING, Workers
+from vstore.zarr_pipeline.workers import CODING, FETCHING
 
 if TYPE_CHECKING:
     from zarr.abc.codec import GetResult
@@ -25,8 +25,8 @@ _MISSING: Any = {"status": "missing"}
 
 _RUN_BYTES = 8 * 1024 * 1024
 _LEAST_RUN_BYTES = 128 * 1024
-_THREADED_CHUNK_BYTES = 256 * 1024
-"""From this size on a chunk's digest and copy outweigh what two threads lose by sharing Python's lock."""
+_HASHED_CHUNK_BYTES = 256 * 1024
+"""From this size on a chunk's digest outweighs what two threads lose by sharing Python's lock."""
 _THREADED_BYTES = 256 * 1024
 
 
@@ -66,24 +66,24 @@ def _read(batch: Batch, out: Array, drop_axes: tuple[int, ...]) -> tuple[GetResu
 
 def do_tasks(batch: Batch, take: Any) -> None:
     """Call `take` with the tasks that read a batch, in threads where they pay."""
-    workers = _workers(batch)
+    may_share = batch.is_local and len(batch.keys) > 1 and batch.size_bytes >= _THREADED_BYTES
     run_bytes = _RUN_BYTES
-    if workers is CODING:
+    if may_share:
         run_bytes = min(max(batch.size_bytes // (4 * CODING.count), _LEAST_RUN_BYTES), _RUN_BYTES)
-    tasks = plan_reads(batch.store.session.tree, batch.keys, run_bytes=run_bytes)
-    if workers is None:
+    fetch = None if batch.is_local else FETCHING.map
+    tasks = plan_reads(batch.store.session.tree, batch.keys, run_bytes=run_bytes, at_once=fetch)
+    if not batch.is_local:
+        FETCHING.map(take, tasks)
+    elif may_share and (batch.coder.compresses or _are_hashed(batch, tasks)):
+        CODING.map(take, tasks)
+    else:
         for task in tasks:
             take(task)
-    else:
-        workers.map(take, tasks)
 
 
-def _workers(batch: Batch) -> Workers | None:
-    if not batch.is_local:
-        return FETCHING
-    if batch.size_bytes < _THREADED_BYTES:
-        return None
-    return CODING if batch.coder.compresses or batch.chunk_bytes >= _THREADED_CHUNK_BYTES else None
+def _are_hashed(batch: Batch, tasks: list[ReadTask]) -> bool:
+    """Tell whether these are large chunks to be hashed; copying alone gains nothing from a second thread."""
+    return batch.chunk_bytes >= _HASHED_CHUNK_BYTES and any(task.checks for task in tasks)
 
 
 def decode(coder: ChunkCoder, data: BytesLike, layout: ChunkLayout) -> Array:

@@ -311,6 +311,31 @@ def test_many_tiles_are_sorted_out(local: vstore.Repository) -> None:
     assert read(local.readonly_session("main"), keys) == [chunk(row) for row in range(14)]
 
 
+def test_manifests_of_many_tiles_are_fetched_at_once_where_that_helps() -> None:
+    with quick_folder() as folder:
+        place = Place.new("memory", folder)
+        with place.create(config=CONFIG) as repository:
+            session = repository.writable_session("main")
+            write(session, {"zarr.json": GROUP, "a/zarr.json": array_document((1, 1))})
+            write(session, {"a/zarr.json": array_document((40_000, 1))})
+            keys = [f"a/c/{row}/0" for row in range(0, 40_000, 5_000)]
+            set_many(session.tree, keys, [chunk(row) for row in range(8)])
+            session.commit("far apart")
+        with place.open() as repository:
+            session = repository.readonly_session("main")
+            asked: list[bytes] = []
+
+            def at_once(function: Any, parts: Any) -> None:
+                for part in parts:
+                    asked.append(part.key)
+                    assert function(part) is not None
+
+            tasks = plan_reads(session.tree, keys, at_once=at_once)
+            assert len(asked) == len(set(asked)) == 3
+            found = {row: data for task in tasks for row, data in task}
+            assert [found[row] for row in range(8)] == [chunk(row) for row in range(8)]
+
+
 # --- writing -------------------------------------------------------------------------------------------------
 
 
@@ -441,6 +466,23 @@ def test_an_array_replaced_meanwhile_gets_the_chunks_of_the_new_one(
     monkeypatch.undo()
     assert read(session, keys) == [chunk(row) for row in range(30)]
     session.commit("the new array's")
+
+
+def test_chunks_outside_a_grid_that_shrank_meanwhile_are_refused(session: Session, monkeypatch: Any) -> None:
+    keys = keys_of(range(10))
+    tree = session.tree
+    put_many = tree.writer.put_many
+
+    def shrunk(blobs: Any, digests: Any) -> list[int]:
+        write(session, {"a/zarr.json": array_document((4, 3))})
+        return put_many(blobs, digests)
+
+    monkeypatch.setattr(tree.writer, "put_many", shrunk)
+    with pytest.raises(vstore.InvalidInputError, match="outside the chunk grid"):
+        set_many(tree, keys, [chunk(row) for row in range(30)])
+    monkeypatch.undo()
+    assert read(session, keys[:12]) == [chunk(row) for row in range(12)]
+    assert set(contents(session)) == {"zarr.json", "a/zarr.json", *keys[:12]}
 
 
 def test_an_array_that_went_meanwhile_leaves_plain_values(session: Session, monkeypatch: Any) -> None:

@@ -28,9 +28,11 @@ from zarr.storage import LocalStore, LoggingStore, MemoryStore
 
 import vstore
 from tests.repositories import quick_folder
+from tests.unit.storage.children import run_in_child
 from tests.unit.zarr_pipeline.pairs import Pair, stock, watched
 from vstore import zarr_pipeline
 from vstore.zarr_pipeline import VstoreCodecPipeline, coder
+from vstore.zarr_pipeline.workers import CODING, Workers
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::zarr.errors.UnstableSpecificationWarning", "ignore::zarr.errors.ZarrUserWarning"
@@ -292,6 +294,54 @@ def test_coders_are_made_for_known_codecs_only() -> None:
         pass
 
     assert coder.coder_for([OtherBytes()]) is None
+
+
+def test_what_may_not_be_written_raises_as_the_store_does(folder: Path) -> None:
+    pair = Pair.new(
+        folder, lambda store: zarr.create_array(store, name="a", shape=(40,), chunks=(10,), dtype="f4")
+    )
+    pair.write(lambda array: array.__setitem__(slice(None), np.arange(40)))
+    pair.commit()
+    kept = list(pair.arrays)
+    for read_only in (True, False):
+        for number, session in enumerate(pair.sessions):
+            store = session.store.with_read_only(read_only)
+            with stock() if number == 0 else zarr_pipeline.enable():
+                pair.arrays[number] = zarr.open_array(store, path="a", mode="r" if read_only else "r+")
+        if not read_only:
+            for array, session in zip(pair.arrays, pair.sessions, strict=True):
+                array[3] = 7
+                session.commit("one item")
+        one, other = pair.both(lambda array: array.__setitem__(slice(5, 30), 1))
+        assert isinstance(one, Exception)
+        assert str(one) == str(other)
+    pair.arrays = kept
+    pair.close()
+
+
+def test_a_forked_child_has_threads_of_its_own(store: Any) -> None:
+    assert CODING.map(len, ["a", "bc", ""]) == [1, 2, 0]
+
+    def child() -> None:
+        assert CODING.map(len, ["abc", "d"]) == [3, 1]
+
+    run_in_child(child)
+
+
+def test_the_first_error_of_several_threads_is_raised_when_all_are_done() -> None:
+    workers = Workers(3, "test")
+    done: list[int] = []
+
+    def work(number: int) -> int:
+        if number == 2:
+            raise ValueError("two")
+        done.append(number)
+        return number
+
+    with pytest.raises(ValueError, match="two"):
+        workers.map(work, range(50))
+    assert 2 not in done
+    assert workers.map(work, [5, 6]) == [5, 6]
 
 
 def test_the_documents_example_runs(tmp_path: Path) -> None:
