@@ -812,7 +812,9 @@ def test_creates_race_between_processes(storage: LocalStorage) -> None:
 def test_one_sync_covers_the_folders_that_others_made(tmp_path, monkeypatch):
     synced: list[str] = []
     real = files.sync_directory
-    monkeypatch.setattr(files, "sync_directory", lambda path: (synced.append(path), real(path))[1])
+    monkeypatch.setattr(
+        files, "sync_directory", lambda path: (synced.append(os.path.normpath(path)), real(path))[1]
+    )
     os.makedirs(tmp_path / "packs" / "aa")
     os.makedirs(tmp_path / "packs" / "bb")
     folders = files.Folders(str(tmp_path))
