@@ -210,9 +210,13 @@ class Folders:
             self.ensure(parent)
         with contextlib.suppress(FileExistsError):
             os.mkdir(os.path.join(self._root, folder))
+        above = os.path.join(self._root, parent)
+        # What others made is durable by the same sync; else a process would sync once for each of 256 folders.
+        present = os.listdir(above) if parent else []
         # Also if it was there: whoever made it may not have come to this line yet.
-        sync_directory(os.path.join(self._root, parent))
+        sync_directory(above)
         self._durable.add(folder)
+        self._durable.update(f"{parent}/{name}" for name in present)
 
     def forget(self) -> None:
         """Look anew: the folders may have been removed."""

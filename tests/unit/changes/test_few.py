@@ -42,7 +42,9 @@ virtual = st.builds(
     st.sampled_from([None, "etag", 17]),
 )
 refs = st.dictionaries(
-    st.integers(0, 16_383), stored | inline | virtual | st.just(DELETED_REF), max_size=FEW_REFS
+    st.integers(0, 40) | st.integers(0, 16_383),
+    stored | inline | virtual | st.just(DELETED_REF),
+    max_size=FEW_REFS,
 )
 
 

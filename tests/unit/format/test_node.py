@@ -286,3 +286,15 @@ def test_broken_rules_of_a_layer_are_refused(layers):
 
 def test_tags_never_change():
     assert {tag.name: tag.value for tag in NodeTag} == {"GROUP": 1, "ARRAY": 2, "VALUE": 3}
+
+
+@given(st.binary(max_size=8), pointers)
+def test_measuring_a_pointer_is_decoding_it(key, pointer):
+    entry = encode_pointer(key, pointer)
+    assert measure_pointer(entry) == decode_pointer(entry.value).totals
+
+
+@given(paths, nodes)
+def test_measuring_a_node_is_decoding_it(path, node):
+    tiles = decode_node(encode_node(path, node).value).tiles
+    assert measure_node(encode_node(path, node)) == (Totals() if tiles is None else tiles.totals)

@@ -807,3 +807,24 @@ def test_creates_race_between_processes(storage: LocalStorage) -> None:
     for _ in range(4):
         assert os.wait()[1] == 0
     assert sum(int(storage.read_whole(info.name, 10)) for info in storage.list("probe/")) == rounds
+
+
+def test_one_sync_covers_the_folders_that_others_made(tmp_path, monkeypatch):
+    synced: list[str] = []
+    real = files.sync_directory
+    monkeypatch.setattr(
+        files, "sync_directory", lambda path: (synced.append(os.path.normpath(path)), real(path))[1]
+    )
+    os.makedirs(tmp_path / "packs" / "aa")
+    os.makedirs(tmp_path / "packs" / "bb")
+    folders = files.Folders(str(tmp_path))
+    folders.ensure("packs/aa")
+    assert synced == [str(tmp_path), str(tmp_path / "packs")]
+    folders.ensure("packs/bb")
+    assert len(synced) == 2
+    # One that is made now needs a sync of its own, and so does all after `forget`.
+    folders.ensure("packs/cc")
+    assert synced[2:] == [str(tmp_path / "packs")]
+    folders.forget()
+    folders.ensure("packs/bb")
+    assert len(synced) == 5
