@@ -573,7 +573,7 @@ def _equal_to_base(
 
 
 def _apply(tree: Worktree, located: Located, edits: _Edits, values: Sequence[BytesLike | None]) -> bool:
-    """Put the edits into the array's tables; False if it is not what its path held when the keys were looked at."""
+    """Put the edits into the array's tables; False if it is not what its path holds any more."""
     path, array = located.chunk.path, located.chunk.array
     with tree.lock:
         node = tree.nodes.node(path)

@@ -24,7 +24,9 @@ Request: TypeAlias = tuple[Any, "ArraySpec", Any, Any, bool]
 """(store path, spec of the chunk, selection in the chunk, selection in the array outside, whole chunk?)."""
 
 QUICK_BYTES = 1024 * 1024
-"""Up to so much is done on the event loop itself: a thread costs 60 us, these bytes take 200 us or less."""
+"""Up to so much is done on the event loop itself: a thread costs 60 us, these bytes take 500 us or less."""
+QUICK_CHUNKS = 64
+"""The same for the number of chunks: 4 to 8 us each, without their bytes."""
 QUICK_CODED_BYTES = 64 * 1024
 """The same where chunks are compressed, which takes 1 to 5 us per KiB."""
 _KNOWN_LAYOUTS = 64
@@ -59,9 +61,8 @@ class Batch:
     @property
     def is_quick(self) -> bool:
         """Whether the batch is soon done and waits for nothing, so that it need not leave the event loop."""
-        return self.is_local and self.size_bytes <= (
-            QUICK_CODED_BYTES if self.coder.compresses else QUICK_BYTES
-        )
+        limit = QUICK_CODED_BYTES if self.coder.compresses else QUICK_BYTES
+        return self.is_local and self.size_bytes <= limit and len(self.keys) <= QUICK_CHUNKS
 
     @property
     def chunk_bytes(self) -> int:

@@ -8,6 +8,7 @@ import pickle
 import re
 import subprocess
 import sys
+import threading
 import tomllib
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
@@ -27,10 +28,11 @@ from zarr.registry import get_pipeline_class
 from zarr.storage import LocalStore, LoggingStore, MemoryStore
 
 import vstore
-from tests.repositories import quick_folder
+from tests.repositories import Place, quick_folder
 from tests.unit.storage.children import run_in_child
 from tests.unit.zarr_pipeline.pairs import Pair, stock, watched
 from vstore import zarr_pipeline
+from vstore.worktree.tree import Worktree
 from vstore.zarr_pipeline import VstoreCodecPipeline, coder
 from vstore.zarr_pipeline.workers import CODING, Workers
 
@@ -362,3 +364,55 @@ def test_zarr_does_not_load_vstore_for_its_pipeline_alone() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_only_small_local_requests_run_on_the_event_loop(store: Any, monkeypatch: Any) -> None:
+    hops: list[int] = []
+    to_thread = asyncio.to_thread
+
+    async def counted(function: Any, *args: Any) -> Any:
+        hops.append(1)
+        return await to_thread(function, *args)
+
+    monkeypatch.setattr(asyncio, "to_thread", counted)
+    with zarr_pipeline.enable():
+        array = zarr.create_array(
+            store, name="a", shape=(4000, 300), chunks=(40, 300), dtype="f4", compressors=None
+        )
+        packed = zarr.create_array(store, name="b", shape=(4000, 300), chunks=(40, 300), dtype="f4")
+        hops.clear()
+        array[:80] = 1
+        assert array[79, 299] == 1
+        packed[:40] = 1
+        assert packed[39, 299] == 1
+        assert hops == []
+        array[:2000] = 1
+        array[:2000]
+        packed[:80] = 1
+        packed[:80]
+        assert len(hops) == 4
+        many = zarr.create_array(store, name="c", shape=(100,), chunks=(1,), dtype="f4", compressors=None)
+        hops.clear()
+        many[:64] = 1
+        assert hops == []
+        many[:65] = 1
+        assert len(hops) == 1
+
+
+def test_nothing_of_an_object_store_runs_on_the_event_loop(tmp_path: Path, monkeypatch: Any) -> None:
+    with Place.new("memory", tmp_path).create() as repository, zarr_pipeline.enable():
+        array = zarr.create_array(
+            repository.writable_session("main").store, name="a", shape=(40,), chunks=(10,), dtype="f4"
+        )
+        loops: list[bool] = []
+        find = Worktree.find
+
+        def watched_find(self: Any, key: str) -> Any:
+            loops.append(threading.current_thread().name == "zarr_io")
+            return find(self, key)
+
+        monkeypatch.setattr(Worktree, "find", watched_find)
+        array[:] = 1
+        assert array[:].tolist() == [1] * 40
+        assert loops
+        assert not any(loops)
