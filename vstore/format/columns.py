@@ -36,7 +36,7 @@ class ColumnCode(IntEnum):
     DELTA = 3
 
 
-FEW = 32
+_FEW = 32
 """Of so few values numpy's calls cost more than the work."""
 
 _ONE = np.uint64(1)
@@ -45,12 +45,17 @@ _SIGN_SHIFT = np.int64(63)
 _CONSTANT = ColumnCode.CONSTANT
 
 
+def is_few(count: int) -> bool:
+    """Tell whether so many values are encoded more quickly as a list, by `encode_few`, with the same result."""
+    return count <= _FEW
+
+
 def encode_column(values: npt.NDArray[Any]) -> EncodedColumn:
     """Return `values` (any unsigned or non-negative integers) as the encoded column of fewest bytes."""
     column = np.ascontiguousarray(values, dtype=np.uint64)
     if len(column) == 0:
         return (ColumnCode.CONSTANT, 0, 0, b"")
-    if len(column) <= FEW:
+    if is_few(len(column)):
         return encode_few(column.tolist())
     first = int(column[0])
     steps = np.diff(column).view(np.int64)
@@ -69,7 +74,7 @@ def encode_column(values: npt.NDArray[Any]) -> EncodedColumn:
 
 
 def encode_few(values: list[int]) -> EncodedColumn:
-    """Do the same, with the same result, for a list of at most `FEW` values."""
+    """Do the same, with the same result, for a list of few values."""
     first = values[0] if values else 0
     if values.count(first) == len(values):
         return (_CONSTANT, first, 0, b"")
