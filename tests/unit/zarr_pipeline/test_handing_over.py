@@ -346,6 +346,14 @@ def test_the_first_error_of_several_threads_is_raised_when_all_are_done() -> Non
     assert workers.map(work, [5, 6]) == [5, 6]
 
 
+def test_work_is_done_where_no_thread_is_to_be_had() -> None:
+    workers = Workers(3, "test")
+    assert workers.map(str, range(5)) == list("01234")
+    assert workers._pool is not None
+    workers._pool.shutdown()
+    assert workers.map(str, range(5)) == list("01234")
+
+
 def test_the_documents_example_runs(tmp_path: Path) -> None:
     page = (Path(__file__).parents[3] / "docs/pipeline.md").read_text()
     (block,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
