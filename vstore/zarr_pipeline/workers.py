@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -35,13 +35,17 @@ class Workers:
         if self._pool is None:
             # Two threads that come here at once make two pools, of which one goes when its work is done.
             self._pool = ThreadPoolExecutor(self.count, thread_name_prefix=self._name)
-        futures = [self._pool.submit(function, item) for item in items]
+        futures: list[Future[R]] = []
+        try:
+            futures.extend(self._pool.submit(function, item) for item in items)
+        except RuntimeError:
+            # The interpreter is ending, or the system has no more threads: the caller does it all.
+            _settle(futures)
+            return [function(item) for item in items]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:
-            for future in futures:
-                future.cancel()
-            wait(futures)
+            _settle(futures)
         for future in futures:
             error = None if future.cancelled() else future.exception()
             if error is not None:
@@ -51,6 +55,13 @@ class Workers:
     def _forget(self) -> None:
         # Threads do not survive a fork: what is given to the parent's pool would wait for ever.
         self._pool = None
+
+
+def _settle(futures: Sequence[Future[R]]) -> None:
+    """Call off what has not begun, and wait for what has."""
+    for future in futures:
+        future.cancel()
+    wait(futures)
 
 
 CODING = Workers(min(os.cpu_count() or 1, MAX_CODING_THREADS), "vstore-code")

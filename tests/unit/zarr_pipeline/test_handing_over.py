@@ -29,12 +29,10 @@ from zarr.storage import LocalStore, LoggingStore, MemoryStore
 
 import vstore
 from tests.repositories import Place, quick_folder
-from tests.unit.storage.children import run_in_child
 from tests.unit.zarr_pipeline.pairs import Pair, stock, watched
 from vstore import zarr_pipeline
 from vstore.worktree.tree import Worktree
 from vstore.zarr_pipeline import VstoreCodecPipeline, coder
-from vstore.zarr_pipeline.workers import CODING, Workers
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::zarr.errors.UnstableSpecificationWarning", "ignore::zarr.errors.ZarrUserWarning"
@@ -319,31 +317,6 @@ def test_what_may_not_be_written_raises_as_the_store_does(folder: Path) -> None:
         assert str(one) == str(other)
     pair.arrays = kept
     pair.close()
-
-
-def test_a_forked_child_has_threads_of_its_own(store: Any) -> None:
-    assert CODING.map(len, ["a", "bc", ""]) == [1, 2, 0]
-
-    def child() -> None:
-        assert CODING.map(len, ["abc", "d"]) == [3, 1]
-
-    run_in_child(child)
-
-
-def test_the_first_error_of_several_threads_is_raised_when_all_are_done() -> None:
-    workers = Workers(3, "test")
-    done: list[int] = []
-
-    def work(number: int) -> int:
-        if number == 2:
-            raise ValueError("two")
-        done.append(number)
-        return number
-
-    with pytest.raises(ValueError, match="two"):
-        workers.map(work, range(50))
-    assert 2 not in done
-    assert workers.map(work, [5, 6]) == [5, 6]
 
 
 def test_the_documents_example_runs(tmp_path: Path) -> None:
