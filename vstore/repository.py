@@ -352,9 +352,10 @@ class Repository:
         with self._handle.catalog.reading() as view:
             start = resolve(view, branch, tag, snapshot_id)
         history = PathHistory(self._handle, start, normalize_prefix(path))
-        for entry in self._walk(AncestryWalk(start)):
+        walk = AncestryWalk(start)
+        for entry in self._walk(walk):
             with self._handle.catalog.reading() as view:
-                found = [view.snapshot(parent) for parent in entry.parents]
+                found = [view.snapshot(parent) for parent in walk.retained_parents(entry)]
             if history.changed_by(entry, [parent for parent in found if parent is not None]):
                 yield self._info(entry)
 

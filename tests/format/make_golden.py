@@ -38,6 +38,7 @@ from vstore.format.record import (
     SnapshotEntry,
     entry_to_wire,
     operation_to_wire,
+    session_to_wire,
 )
 from vstore.format.refs import BlobRef, pack_message
 from vstore.format.snapshot import Snapshot, encode_snapshot
@@ -290,7 +291,7 @@ def build() -> dict[str, bytes]:
         "operation.bin": pack_message(operation_to_wire(OPERATION)),
         "pack-relocated.bin": pack_message(tuple(RELOCATED)),
         "pack-condemned.bin": pack_message(tuple(CONDEMNED)),
-        "session.bin": pack_message(tuple(SESSION)),
+        "session.bin": pack_message(session_to_wire(SESSION)),
     }
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from vstore.errors import InvalidInputError
 from vstore.format.record import (
+    ExpiredEntry,
     Operation,
     OperationKind,
     PackMark,
@@ -86,6 +87,14 @@ class Retained:
 
 
 @dataclass(frozen=True, slots=True)
+class NotHeld:
+    """No ref points at any of these snapshots, and no lease that ends after `now_us` keeps one."""
+
+    snapshots: frozenset[SnapshotId]
+    now_us: int
+
+
+@dataclass(frozen=True, slots=True)
 class EpochIs:
     """No collector has moved since."""
 
@@ -122,7 +131,7 @@ class SessionOpen:
 
 
 Precondition: TypeAlias = (
-    RefIs | NameUnused | Retained | EpochIs | PacksUsable | PacksMarked | ValueIs | SessionOpen
+    RefIs | NameUnused | Retained | NotHeld | EpochIs | PacksUsable | PacksMarked | ValueIs | SessionOpen
 )
 
 
@@ -152,6 +161,13 @@ class AddSnapshot:
     """Retain a snapshot. If it is retained already, the old entry or this one holds from now on: both are right."""
 
     entry: SnapshotEntry
+
+
+@dataclass(frozen=True, slots=True)
+class DropSnapshots:
+    """Retain these snapshots no longer; history keeps an `ExpiredEntry` of each. Those not retained are passed over."""
+
+    snapshots: tuple[SnapshotId, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +222,7 @@ Update: TypeAlias = (
     SetRef
     | DropRef
     | AddSnapshot
+    | DropSnapshots
     | SetValue
     | RescuePacks
     | MarkPacks
@@ -290,11 +307,17 @@ class CatalogView(Protocol):
     def snapshot(self, snapshot: SnapshotId) -> SnapshotEntry | None:
         """Return the entry of a retained snapshot, or None."""
 
+    def expired(self, snapshot: SnapshotId) -> ExpiredEntry | None:
+        """Return what is kept of an expired snapshot, or None."""
+
     def find_snapshots(self, prefix: str, limit: int) -> list[SnapshotId]:
-        """Return up to `limit` retained snapshots whose ids start with these hex digits, sorted."""
+        """Return up to `limit` snapshots, retained or expired, whose ids start with these hex digits, sorted."""
 
     def iter_snapshots(self) -> Iterator[SnapshotEntry]:
         """Yield all retained snapshots, in no special order."""
+
+    def iter_expired(self) -> Iterator[ExpiredEntry]:
+        """Yield what is kept of all expired snapshots, in no special order."""
 
     def iter_operations(self, before: int | None = None) -> Iterator[Operation]:
         """Yield the operations numbered below `before` (None: all), newest first, lazily."""
@@ -377,6 +400,8 @@ def check_transaction(transaction: Transaction) -> None:
                 subjects.append((kind, name))
             case AddSnapshot(entry):
                 subjects.append(entry.id)
+            case DropSnapshots(snapshots):
+                subjects += snapshots
             case SetValue(name, value):
                 _require(name in VALUE_NAMES, f"the values are {', '.join(VALUE_NAMES)}, not {name!r}")
                 _require(
@@ -423,6 +448,15 @@ def _violation(view: CatalogView, precondition: Precondition) -> tuple[object] |
         case Retained(snapshots):
             missing = [snapshot for snapshot in snapshots if view.snapshot(snapshot) is None]
             return (missing,) if missing else None
+        case NotHeld(unwanted, now_us):
+            held = [snapshot for kind in RefKind for _, snapshot in view.iter_refs(kind)]
+            held += [
+                entry.snapshot
+                for entry in view.iter_sessions()
+                if entry.snapshot is not None and entry.expires_us > now_us
+            ]
+            kept = sorted(unwanted.intersection(held))
+            return (kept,) if kept else None
         case EpochIs(epoch):
             return None if view.epoch == epoch else (view.epoch,)
         case PacksUsable(packs):

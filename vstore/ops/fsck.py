@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from vstore.blobs.cache import CACHE
 from vstore.blobs.reader import BlobReader
@@ -143,8 +144,14 @@ class _Fsck:
         elif isinstance(found, NeededBlob):
             self._want_blob(found.ref, f"{found.what}, {where}")
         else:
-            describe = _chunk_describer(found, where)
-            self._wanted[found.pack].append(_Wanted(found.digests, found.offsets, found.lengths, describe))
+            for pack, rows in found.by_pack():
+                wanted = _Wanted(
+                    found.digests[rows],
+                    found.offsets[rows],
+                    found.lengths[rows],
+                    _chunk_describer(found, rows, where),
+                )
+                self._wanted[pack].append(wanted)
 
     def _want_blob(self, ref: BlobRef, what: str) -> None:
         wanted = _Wanted(
@@ -256,9 +263,9 @@ class _Fsck:
                     self._damage(name, problem, group.describe(row))
 
 
-def _chunk_describer(chunks: NeededChunks, where: str) -> Callable[[int], str]:
+def _chunk_describer(chunks: NeededChunks, rows: npt.NDArray[np.intp], where: str) -> Callable[[int], str]:
     def describe(row: int) -> str:
-        index = join_indices(chunks.tile, chunks.positions[row : row + 1], chunks.extents)[0].tolist()
+        index = join_indices(chunks.tile, chunks.positions[rows[row : row + 1]], chunks.extents)[0].tolist()
         return f"chunk {tuple(index)} of array {chunks.path!r}, {where}"
 
     return describe

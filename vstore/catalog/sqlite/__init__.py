@@ -26,7 +26,9 @@ from vstore.catalog.sqlite.pool import Pool
 from vstore.catalog.sqlite.rows import (
     INDEX,
     Head,
+    decode_log_row,
     index_crc,
+    log_row_of,
     table_of,
     write_head,
     write_log_row,
@@ -46,7 +48,7 @@ from vstore.errors import (
     VStoreError,
 )
 from vstore.format.record import SnapshotEntry
-from vstore.ids import TransactionId, new_nonce
+from vstore.ids import SnapshotId, TransactionId, new_nonce
 from vstore.keys.objects import SQLITE_FILE
 from vstore.storage.files import storage_error, sync_directory
 from vstore.storage.mounts import is_local_filesystem
@@ -222,12 +224,23 @@ def apply_plan(connection: Connection, head: Head, planned: Plan) -> Head:
         edits += [Edit(Space.SNAPSHOT, entry.id, encode_entry(entry)) for entry in planned.entries]
     else:
         head = head.with_tally(INDEX, head.tally(INDEX).plus(index_crc(single.id)))
+    for snapshot in planned.dropped:
+        head = _drop_snapshot(connection, head, snapshot)
     write_log_row(connection, planned.operation, single)
     for edit in edits:
         head = _apply_edit(connection, head, edit)
     head = Head(planned.operation.sequence, planned.epoch, head.identity, head.tallies)
     write_head(connection, head)
     return head
+
+
+def _drop_snapshot(connection: Connection, head: Head, snapshot: SnapshotId) -> Head:
+    """Remove a retained snapshot's entry, which is in the row of the operation that added it or in one of its own."""
+    row = log_row_of(connection, snapshot)
+    if row is None:
+        return _apply_edit(connection, head, Edit(Space.SNAPSHOT, snapshot, None))
+    write_log_row(connection, decode_log_row(connection.path, row)[0], None)
+    return head.with_tally(INDEX, head.tally(INDEX).minus(index_crc(snapshot)))
 
 
 def _apply_edit(connection: Connection, head: Head, edit: Edit) -> Head:
