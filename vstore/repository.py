@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -72,6 +72,7 @@ from vstore.storage.location import open_storage
 from vstore.twins import async_twin
 
 if TYPE_CHECKING:
+    from vstore.ops.gc import GcReport
     from vstore.store import SessionStore
 
 ROOT_MESSAGE = "Repository initialized"
@@ -579,6 +580,30 @@ class Repository:
         with self._handle.catalog.reading() as view:
             return set(protected_patterns(view.value(PROTECTED)))
 
+    # --- deleting --------------------------------------------------------------------------------------------
+
+    def garbage_collect(
+        self,
+        delete_object_older_than: datetime | None = None,
+        *,
+        dry_run: bool = False,
+        progress: Callable[[int, int, str], None] | None = None,
+    ) -> GcReport:
+        """Delete what no branch, tag or retained snapshot needs, and return what was done.
+
+        Safe beside commits, readers and other collectors, at any time and on any clock. `delete_object_older_than`,
+        an aware datetime, says how old garbage must be by the storage's clock (default: a day), which spares work in
+        progress from failing cleanly. A `dry_run` only says what would go. `progress` is called with (done, total,
+        what). An interrupted run is finished by the next one.
+
+        Raises `CorruptionError`, and deletes nothing, if metadata can't be read; `ReadOnlyError`.
+        """
+        from vstore.ops.gc import collect
+        from vstore.ops.marks import silent
+
+        cutoff = None if delete_object_older_than is None else from_datetime(delete_object_older_than)
+        return collect(self._handle, cutoff_us=cutoff, dry_run=dry_run, progress=progress or silent)
+
     # --- settings --------------------------------------------------------------------------------------------
 
     @property
@@ -661,6 +686,7 @@ class Repository:
     lookup_snapshot_async = async_twin(lookup_snapshot)
     readonly_session_async = async_twin(readonly_session)
     writable_session_async = async_twin(writable_session)
+    garbage_collect_async = async_twin(garbage_collect)
     save_config_async = async_twin(save_config)
     set_metadata_async = async_twin(set_metadata)
     update_metadata_async = async_twin(update_metadata)
