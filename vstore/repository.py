@@ -72,6 +72,7 @@ from vstore.storage.location import open_storage
 from vstore.twins import async_twin
 
 if TYPE_CHECKING:
+    from vstore.ops.compact import CompactReport
     from vstore.ops.gc import GcReport
     from vstore.store import SessionStore
 
@@ -604,6 +605,20 @@ class Repository:
         cutoff = None if delete_object_older_than is None else from_datetime(delete_object_older_than)
         return collect(self._handle, cutoff_us=cutoff, dry_run=dry_run, progress=progress or silent)
 
+    def compact(
+        self, *, dry_run: bool = False, progress: Callable[[int, int, str], None] | None = None
+    ) -> CompactReport:
+        """Merge small packs and rewrite mostly dead ones, and return what was done.
+
+        Snapshots and their ids stay as they are, and open readers go on reading. `garbage_collect` deletes the packs
+        that were replaced. Safe beside everything else; a `dry_run` only says what would be done. Raises
+        `CorruptionError` if metadata or what is to be copied is damaged; `ReadOnlyError`.
+        """
+        from vstore.ops.compact import compact
+        from vstore.ops.marks import silent
+
+        return compact(self._handle, dry_run=dry_run, progress=progress or silent)
+
     # --- settings --------------------------------------------------------------------------------------------
 
     @property
@@ -687,6 +702,7 @@ class Repository:
     readonly_session_async = async_twin(readonly_session)
     writable_session_async = async_twin(writable_session)
     garbage_collect_async = async_twin(garbage_collect)
+    compact_async = async_twin(compact)
     save_config_async = async_twin(save_config)
     set_metadata_async = async_twin(set_metadata)
     update_metadata_async = async_twin(update_metadata)

@@ -303,7 +303,8 @@ class _Collector:
         if not gone:
             return
         with self._handle.catalog.reading() as view:
-            online, roots = require_online(view), Roots(view.sequence, view.epoch, (), (), (), frozenset())
+            online = require_online(view)
+            roots = Roots(view.sequence, view.epoch, (), (), (), frozenset(), {})
             present = set(view.pack_states(frozenset(state.pack for state in gone)))
         ours = [state for state in gone if state in present]
         if not ours:

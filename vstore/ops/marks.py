@@ -36,25 +36,21 @@ class Roots(NamedTuple):
     session_prefixes: frozenset[bytes]
     """What the packs of registered sessions start with."""
 
-    @property
-    def moved(self) -> dict[PackId, PackId]:
-        """The pack that has the blobs of a replaced one."""
-        return {
-            state.pack: state.target
-            for state in self.states
-            if state.mark == PackMark.RELOCATED and state.target is not None
-        }
+    moved: dict[PackId, PackId]
+    """The pack that has the blobs of a replaced one."""
 
 
 def take_roots(view: CatalogView) -> Roots:
     """Return the roots in `view`."""
+    states = tuple(view.pack_states(None))
     return Roots(
         view.sequence,
         view.epoch,
         tuple(view.iter_snapshots()),
         tuple(view.iter_pages()),
-        tuple(view.pack_states(None)),
+        states,
         frozenset(pack_prefix(entry.session) for entry in view.iter_sessions()),
+        {s.pack: s.target for s in states if s.mark == PackMark.RELOCATED and s.target is not None},
     )
 
 
