@@ -20,6 +20,7 @@ from vstore.catalog.base import (
     Absent,
     AddSnapshot,
     Applied,
+    CatalogView,
     CloseSession,
     EpochIs,
     Outcome,
@@ -45,7 +46,7 @@ from vstore.errors import (
 )
 from vstore.format.envelope import BlobKind
 from vstore.format.page import Child
-from vstore.format.record import OperationKind, RefKind, SnapshotEntry
+from vstore.format.record import OperationKind, PackMark, RefKind, SnapshotEntry
 from vstore.format.snapshot import Snapshot, encode_snapshot
 from vstore.handle import Handle, require_online
 from vstore.history import jump_target
@@ -53,11 +54,14 @@ from vstore.ids import PackId, SessionId, SnapshotId, TransactionId, new_transac
 from vstore.keys.objects import pack_name
 from vstore.worktree import Worktree
 from vstore.worktree.encode import encode_worktree
+from vstore.worktree.relocating import relocate_pending
 
 MAX_ENTRY_INFO_BYTES = 2048
 """A longer message and metadata are not repeated in the catalog's entry, but read from the snapshot."""
 _UPLOAD_TRIES = 3
 _EPOCH_TRIES = 20
+MOVED_TRIES = 5
+"""How often a commit is prepared anew because compact moved what it points at."""
 _NO_EPOCH = -1
 
 
@@ -66,7 +70,8 @@ class CommitRequest:
     """What to commit and where to. `branch` None makes a snapshot that no ref names.
 
     `expected` is what the branch must hold; `parents` are the new snapshot's, which differ from it in an amend and a
-    merge. `sources` are other snapshots whose blobs the new one points at. `conditions` must hold too.
+    merge. `sources` are other snapshots whose blobs the new one points at. `conditions` must hold too. `epoch` is the
+    catalog's when the session began: if it moved, a pack that was sealed since then may have been deleted.
     """
 
     kind: OperationKind
@@ -76,6 +81,7 @@ class CommitRequest:
     expected: SnapshotId | Absent
     parents: tuple[SnapshotEntry, ...]
     allow_empty: bool = False
+    epoch: int = 0
     sources: tuple[SnapshotId, ...] = ()
     conditions: tuple[Precondition, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
@@ -111,6 +117,10 @@ def prepare(handle: Handle, tree: Worktree, request: CommitRequest) -> Preparati
         _check_ref(view.ref(RefKind.BRANCH, request.branch) if request.branch else None, request)
         since, epoch = view.sequence, view.epoch
         jump = jump_target(view, request.parents[0] if request.parents else None)
+        moved = _relocations(view, frozenset(tree.dictionaries.packs.names))
+    if moved:
+        with tree.lock:
+            relocate_pending(tree, moved)
     for tries_left in reversed(range(_UPLOAD_TRIES)):
         writer.flush()
         try:
@@ -125,6 +135,12 @@ def prepare(handle: Handle, tree: Worktree, request: CommitRequest) -> Preparati
         entry, root, packs = built
         return Prepared(request, new_transaction_id(), since, entry, root, packs, epoch, online)
     raise StorageError("unreachable")
+
+
+def _relocations(view: CatalogView, packs: frozenset[PackId]) -> dict[PackId, PackId]:
+    """Return the targets of those of `packs` that compact replaced."""
+    states = view.pack_states(packs) if packs else []
+    return {s.pack: s.target for s in states if s.mark == PackMark.RELOCATED and s.target is not None}
 
 
 def _check_ref(found: SnapshotId | None, request: CommitRequest) -> None:
@@ -175,10 +191,14 @@ def publish(handle: Handle, prepared: Prepared, registered: SessionId | None = N
     """Put a prepared snapshot into the catalog; asking again with the same one is safe.
 
     `registered` is the session that made it, if it is registered: it must not have been abandoned, and is closed.
-    Raises `ConflictError` if the branch moved, `CommitOutcomeUnknownError` if the storage can't tell.
+    Raises `ConflictError` if the branch moved, `PacksMovedError` if it must be prepared anew,
+    `CommitOutcomeUnknownError` if the storage can't tell.
     """
     request = prepared.request
     epoch, online = prepared.epoch, prepared.online
+    if epoch != request.epoch:
+        # A collector moved since the session began, which may have sealed packs before this commit.
+        _check_present(handle, prepared.packs)
     for _ in range(_EPOCH_TRIES):
         outcome = handle.catalog.update(
             Transaction(
@@ -251,8 +271,22 @@ def _updates(prepared: Prepared, registered: SessionId | None) -> tuple[Update, 
 
 def _check_present(handle: Handle, packs: frozenset[PackId]) -> None:
     missing = [pack for pack in packs if handle.storage.size(pack_name(pack)) is None]
-    if missing:
-        raise _lost_packs(missing)
+    if not missing:
+        return
+    with handle.catalog.reading() as view:
+        moved = _relocations(view, frozenset(missing))
+    lost = [pack for pack in missing if pack not in moved]
+    raise _lost_packs(lost) if lost else _packs_moved()
+
+
+class PacksMovedError(StorageError):
+    """Compact replaced packs that a prepared snapshot names: prepared anew, it names those that replaced them."""
+
+
+def _packs_moved() -> PacksMovedError:
+    return PacksMovedError(
+        "compact kept moving what this commit points at. Nothing was changed; commit again."
+    )
 
 
 def _lost_packs(packs: list[PackId]) -> MissingBlobError:
@@ -281,7 +315,9 @@ def _raise_refusal(outcome: Outcome, prepared: Prepared) -> None:
                     "the protection of branches was changed meanwhile. Nothing was committed; try again."
                 )
             case PacksUsable():
-                raise _lost_packs([state.pack for state in found])  # type: ignore[attr-defined]
+                assert isinstance(found, list)
+                deleted = [state.pack for state in found if state.mark == PackMark.DELETING]
+                raise _lost_packs(deleted) if deleted else _packs_moved()
             case SessionOpen():
                 raise SessionStateError(
                     "this session was abandoned by an explicit call. Nothing was committed; start a new session."

@@ -77,18 +77,22 @@ class Unreadable(NamedTuple):
 
 
 class Walk:
-    """Visits what snapshots need. `seen` holds the digests of the metadata that was visited."""
+    """Visits what snapshots need, each metadata blob once, however many snapshots share it.
+
+    One that lies in several packs is named once for each of them: who points at one pack needs that one.
+    """
 
     def __init__(self, blobs: BlobReader) -> None:
         self._blobs = blobs
-        self.seen: set[Digest] = set()
+        self._seen: set[Digest] = set()
+        self._named: set[bytes] = set()
 
     def snapshot(self, entry: SnapshotEntry) -> Iterator[NeededBlob | NeededChunks | Unreadable]:
         """Yield all that a snapshot needs, but for what was yielded before."""
         needed = NeededBlob(BlobKind.SNAPSHOT, entry.ref, f"snapshot {entry.id.hex()}")
+        yield from self._named_once(needed)
         if not self._is_new(needed.ref):
             return
-        yield needed
         try:
             root = self._blobs.snapshot(entry.ref).root
         except (FormatError, StorageError) as error:
@@ -97,10 +101,16 @@ class Walk:
         yield from self._pages(root, f"the hierarchy of snapshot {entry.id.hex()}", self._leaf)
 
     def _is_new(self, ref: BlobRef) -> bool:
-        if ref.digest in self.seen:
+        if ref.digest in self._seen:
             return False
-        self.seen.add(ref.digest)
+        self._seen.add(ref.digest)
         return True
+
+    def _named_once(self, needed: NeededBlob) -> Iterator[NeededBlob]:
+        place = needed.ref.digest + needed.ref.pack
+        if place not in self._named:
+            self._named.add(place)
+            yield needed
 
     def _pages(
         self,
@@ -111,10 +121,10 @@ class Walk:
         pending = [] if root is None else [root.ref]
         while pending:
             ref = pending.pop()
+            needed = NeededBlob(BlobKind.PAGE, ref, f"a page of {what}")
+            yield from self._named_once(needed)
             if not self._is_new(ref):
                 continue
-            needed = NeededBlob(BlobKind.PAGE, ref, f"a page of {what}")
-            yield needed
             try:
                 page = self._blobs.page(ref)
                 below = [decode_child(value).ref for value in page.values] if page.level else []
@@ -160,10 +170,10 @@ class Walk:
 
         needed = None
         if isinstance(layer.manifest, BlobRef):
+            needed = NeededBlob(BlobKind.MANIFEST, layer.manifest, f"a manifest of array {path!r}")
+            yield from self._named_once(needed)
             if not self._is_new(layer.manifest):
                 return
-            needed = NeededBlob(BlobKind.MANIFEST, layer.manifest, f"a manifest of array {path!r}")
-            yield needed
         try:
             manifest = read_layer(self._blobs, layer)
         except (FormatError, StorageError) as error:

@@ -265,8 +265,10 @@ class Repository:
         self._handle.catalog.check_writable()
         with self._handle.catalog.reading() as view:
             require_online(view)
-            entry = require_entry(view, require_branch(view, branch))
-        return Session(self._handle, entry, branch=branch, default_metadata=self._default_metadata)
+            entry, epoch = require_entry(view, require_branch(view, branch)), view.epoch
+        return Session(
+            self._handle, entry, branch=branch, default_metadata=self._default_metadata, epoch=epoch
+        )
 
     @contextmanager
     def transaction(
