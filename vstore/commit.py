@@ -9,11 +9,12 @@ applied at most once. docs/architecture.md has the protocol.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from vstore.blobs.reader import remember_snapshot
-from vstore.blobs.writer import BlobWriter
+from vstore.blobs.writer import BlobWriter, MetadataBatch
 from vstore.catalog.base import (
     ABSENT,
     PROTECTED,
@@ -53,7 +54,7 @@ from vstore.history import jump_target
 from vstore.ids import PackId, SessionId, SnapshotId, TransactionId, new_transaction_id
 from vstore.keys.objects import pack_name
 from vstore.worktree import Worktree
-from vstore.worktree.encode import encode_worktree
+from vstore.worktree.encode import EncodedTree, encode_worktree
 from vstore.worktree.relocating import relocate_pending
 
 MAX_ENTRY_INFO_BYTES = 2048
@@ -65,13 +66,18 @@ MOVED_TRIES = 5
 _NO_EPOCH = -1
 
 
+Encode: TypeAlias = Callable[[Worktree, MetadataBatch], EncodedTree]
+"""Writes a worktree's metadata into a batch."""
+
+
 @dataclass(frozen=True, slots=True)
 class CommitRequest:
     """What to commit and where to. `branch` None makes a snapshot that no ref names.
 
     `expected` is what the branch must hold; `parents` are the new snapshot's, which differ from it in an amend and a
     merge. `sources` are other snapshots whose blobs the new one points at. `conditions` must hold too. `epoch` is the
-    catalog's when the session began: if it moved, a pack that was sealed since then may have been deleted.
+    catalog's when the session began: if it moved, a pack that was sealed since then may have been deleted. `encode`
+    makes the metadata.
     """
 
     kind: OperationKind
@@ -85,6 +91,7 @@ class CommitRequest:
     sources: tuple[SnapshotId, ...] = ()
     conditions: tuple[Precondition, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
+    encode: Encode = encode_worktree
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +162,7 @@ def _build(
     batch = writer.begin_metadata()
     try:
         with tree.lock:
-            encoded = encode_worktree(tree, batch)
+            encoded = request.encode(tree, batch)
         if not encoded.is_changed and not request.allow_empty:
             writer.drop_metadata(batch)
             return UNCHANGED

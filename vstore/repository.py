@@ -608,18 +608,40 @@ class Repository:
         return collect(self._handle, cutoff_us=cutoff, dry_run=dry_run, progress=progress or silent)
 
     def compact(
-        self, *, dry_run: bool = False, progress: Callable[[int, int, str], None] | None = None
+        self,
+        *,
+        rewrite_heads: bool = False,
+        dry_run: bool = False,
+        progress: Callable[[int, int, str], None] | None = None,
     ) -> CompactReport:
         """Merge small packs and rewrite mostly dead ones, and return what was done.
 
         Snapshots and their ids stay as they are, and open readers go on reading. `garbage_collect` deletes the packs
-        that were replaced. Safe beside everything else; a `dry_run` only says what would be done. Raises
+        that were replaced. With `rewrite_heads` the branches' heads are rewritten afterwards, each by a commit, as
+        `rewrite_manifests` does. Safe beside everything else; a `dry_run` only says what would be done. Raises
         `CorruptionError` if metadata or what is to be copied is damaged; `ReadOnlyError`.
         """
         from vstore.ops.compact import compact
         from vstore.ops.marks import silent
 
-        return compact(self._handle, dry_run=dry_run, progress=progress or silent)
+        return compact(
+            self._handle, rewrite_heads=rewrite_heads, dry_run=dry_run, progress=progress or silent
+        )
+
+    def rewrite_manifests(
+        self, message: str, *, branch: str, metadata: Mapping[str, Any] | None = None
+    ) -> str:
+        """Commit the branch's head with its metadata written anew, and return the new snapshot's id.
+
+        It reads the same; but each tile of an array has one manifest, and every reference names the pack where the
+        bytes are now, so that reading it costs as little as reading a fresh copy. Best done after `compact`, which
+        moves the bytes. Nothing is committed, and the head's id returned, where that would gain nothing.
+
+        Raises `ConflictError` if the branch keeps moving; `RefNotFoundError`; `CorruptionError`.
+        """
+        from vstore.ops.rewrite import rewrite_head
+
+        return rewrite_head(self._handle, branch, message, {**self._default_metadata, **(metadata or {})})
 
     # --- settings --------------------------------------------------------------------------------------------
 
@@ -705,6 +727,7 @@ class Repository:
     writable_session_async = async_twin(writable_session)
     garbage_collect_async = async_twin(garbage_collect)
     compact_async = async_twin(compact)
+    rewrite_manifests_async = async_twin(rewrite_manifests)
     save_config_async = async_twin(save_config)
     set_metadata_async = async_twin(set_metadata)
     update_metadata_async = async_twin(update_metadata)

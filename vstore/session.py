@@ -19,6 +19,7 @@ from vstore.changes.diff import Diff
 from vstore.commit import (
     MOVED_TRIES,
     CommitRequest,
+    Encode,
     PacksMovedError,
     Prepared,
     Unchanged,
@@ -52,6 +53,7 @@ from vstore.shield import run_shielded
 from vstore.twins import async_twin
 from vstore.worktree import Worktree
 from vstore.worktree.compare import compare
+from vstore.worktree.encode import encode_worktree
 from vstore.worktree.frozen import FrozenChanges, freeze, thaw
 from vstore.worktree.listing import totals_below
 from vstore.worktree.moving import move_node
@@ -91,6 +93,7 @@ class Session:
         self._mutations_in_doubt = 0
         self._origin = Origin(OperationKind.COMMIT)
         self._rebases = 0
+        self._encode: Encode = encode_worktree
         blobs = handle.open_snapshot(entry)
         self._tree = self._clean_tree(blobs, blobs.snapshot(entry.ref).root)
 
@@ -343,6 +346,11 @@ class Session:
         """
         return self._commit(OperationKind.FLUSH, message, metadata, True)
 
+    def commit_encoded(self, encode: Encode, message: str, metadata: Mapping[str, Any] | None = None) -> str:
+        """Commit what `encode` makes of this session, which must not have been written to, and reads the same."""
+        self._encode = encode
+        return self._commit(OperationKind.COMMIT, message, metadata, True)
+
     def _commit(
         self,
         kind: OperationKind,
@@ -407,6 +415,7 @@ class Session:
             self._origin.sources,
             conditions,
             {**self._origin.details, **({"rebases": self._rebases} if self._rebases else {})},
+            self._encode,
         )
 
     def _commit_request(self, request: CommitRequest) -> str:

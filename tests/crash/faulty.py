@@ -48,6 +48,9 @@ class FaultyCatalog:
     def check(self) -> list[str]:
         return self.inner.check()
 
+    def tidy(self) -> None:
+        self.plan.run("tidy", "catalog", self.inner.tidy)
+
     def close(self) -> None:
         self.inner.close()
 
