@@ -11,7 +11,7 @@ from itertools import islice
 from typing import NamedTuple, TypeAlias
 
 from vstore.catalog.base import CatalogView
-from vstore.errors import CorruptionError
+from vstore.errors import CorruptionError, StorageError
 from vstore.format.record import OperationKind, PackMark, PackState, SnapshotEntry
 from vstore.format.refs import BlobRef
 from vstore.handle import Handle
@@ -82,7 +82,8 @@ class Marks:
     def mark(self, roots: Roots, progress: Progress = silent) -> None:
         """Mark what `roots` need, but for what was marked before.
 
-        Raises `CorruptionError` if something can't be read: what it names is not known then.
+        Raises `CorruptionError` if something that is needed is missing or damaged, `StorageError` if it can't be had:
+        what it names is not known then.
         """
         self.named.update(ref.pack for ref in roots.pages)
         for number, entry in enumerate(roots.entries):
@@ -92,6 +93,9 @@ class Marks:
 
     def _take(self, found: NeededBlob | NeededChunks | Unreadable, entry: SnapshotEntry) -> None:
         if isinstance(found, Unreadable):
+            if isinstance(found.error, StorageError):
+                # It says nothing of what is stored: another run may read it.
+                raise found.error
             if self._is_retained(entry):
                 raise CorruptionError(
                     f"{found.blob.what} of snapshot {entry.id.hex()[:12]} can't be read, so that nothing tells what it "
