@@ -60,10 +60,10 @@ class World:
         for name in ("late", "second"):
             repository = self.open()
             session = repository.writable_session("main")
-            write(session, {"x": b"x" * 3000, "y": b"y" * 60_000})
+            write(session, {"a/c/0": b"x" * 3000, "a/c/1": b"y" * 60_000})
             self.prepared[name] = repository, _flushed(repository, session)
             if name == "second":
-                session.tree_for_writing().delete("y")
+                session.tree_for_writing().delete("a/c/1")
                 first = publish(repository.handle, _flushed(repository, session)).hex()
                 self.versions[first] = contents(repository.readonly_session(snapshot_id=first))
 

@@ -17,6 +17,7 @@ from vstore.errors import CommitOutcomeUnknownError, OutcomeUnknownError
 from vstore.handle import Handle
 from vstore.storage.location import open_storage
 from vstore.testing.faults import FaultPlan, FaultyStorage
+from vstore.testing.interleave import InterleavedCatalog, Interleaving
 
 
 class FaultyCatalog:
@@ -65,6 +66,19 @@ def open_faulty(
     catalog: Any
     if place.kind == "sqlite":
         catalog = FaultyCatalog(open_catalog(bare, PackSpill(bare)), plan)
+    else:
+        catalog = LogCatalog.open(storage, PackSpill(storage), clock=clock)
+    return vstore.Repository(Handle(storage, catalog, VirtualReader(), RepositoryConfig(), "ada", clock))
+
+
+def open_interleaved(place: Place, schedule: Interleaving) -> vstore.Repository:
+    """Open the repository at `place` with its requests under a schedule. Waits between tries take no time."""
+    bare = open_storage(place.location)
+    storage = schedule.storage(bare)
+    clock = HandClock()
+    catalog: Any
+    if place.kind == "sqlite":
+        catalog = InterleavedCatalog(open_catalog(bare, PackSpill(bare)), schedule)
     else:
         catalog = LogCatalog.open(storage, PackSpill(storage), clock=clock)
     return vstore.Repository(Handle(storage, catalog, VirtualReader(), RepositoryConfig(), "ada", clock))
