@@ -588,9 +588,7 @@ class Repository:
 
     def save_config(self) -> None:
         """Persist this object's settings for everybody who opens the repository from now on."""
-        refs.set_value(
-            self._handle, OperationKind.SET_CONFIG, CONFIG, lambda _: self._handle.config.to_json()
-        )
+        refs.set_value(self._handle, OperationKind.SET_CONFIG, CONFIG, self._handle.config.to_json)
 
     @property
     def metadata(self) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class Retained:
 
 @dataclass(frozen=True, slots=True)
 class NotHeld:
-    """No ref but those of `besides` points at any of these snapshots, and no lease that ends after `now_us` keeps one."""
+    """No ref (but those in `besides`) points at any of these snapshots; no lease that ends after `now_us` keeps one."""
 
     snapshots: frozenset[SnapshotId]
     now_us: int
@@ -512,9 +512,7 @@ def _violation(view: CatalogView, precondition: Precondition) -> tuple[object] |
             return None if registered == entry else (registered,)
 
 
-def matching_branches(
-    view: CatalogView, patterns: tuple[str, ...]
-) -> tuple[tuple[str, SnapshotId], ...]:
+def matching_branches(view: CatalogView, patterns: tuple[str, ...]) -> tuple[tuple[str, SnapshotId], ...]:
     """Return the branches with one of these names or globs, and what they hold, sorted by name."""
     return tuple(
         (name, snapshot)

@@ -581,7 +581,8 @@ def test_damage_is_named_by_table_row_and_meaning(specimen, folder, statement, w
     catalog = SqliteCatalog(str(folder))
     with pytest.raises(CorruptionError) as caught:
         look_at(
-            catalog, lambda view: (view.ref(BRANCH, MAIN), list(view.iter_operations()), view.expired(GONE[0]))
+            catalog,
+            lambda view: (view.ref(BRANCH, MAIN), list(view.iter_operations()), view.expired(GONE[0])),
         )
     for word in (*words, str(folder)):
         assert word in str(caught.value)

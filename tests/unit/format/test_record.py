@@ -61,9 +61,7 @@ operations = st.builds(
     st.dictionaries(names, st.none() | names | st.integers(-100, 100), max_size=3),
 )
 pack_states = st.builds(PackState, pack_ids, st.sampled_from(PackMark), times, st.none() | pack_ids)
-sessions = st.builds(
-    SessionEntry, ids.map(SessionId), times, times, times, st.none() | snapshot_ids
-)
+sessions = st.builds(SessionEntry, ids.map(SessionId), times, times, times, st.none() | snapshot_ids)
 expired_entries = st.builds(
     ExpiredEntry,
     snapshot_ids,
