@@ -242,7 +242,7 @@ class Held(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What expires, oldest first, the refs that are deleted with it, and what is held against the rules."""
+    """What expires, the refs that are deleted with it, and what is held against the rules; snapshots oldest first."""
 
     expired: tuple[SnapshotId, ...]
     branches: tuple[str, ...]
@@ -277,12 +277,15 @@ def decide(graph: Graph, holders: Holders, operations: Iterable[Departure], rule
     going -= held.keys()
     if rules.delete_tags and rules.are_about_refs:
         tags = tuple(name for name, head in sorted(holders.tags.items()) if graph.rows.get(head) in going)
-    oldest_first = sorted(going, key=lambda row: (graph.times[row], graph.ids[row]))
+
+    def age(row: int) -> tuple[int, SnapshotId]:
+        return graph.times[row], graph.ids[row]
+
     return Decision(
-        tuple(graph.ids[row] for row in oldest_first),
+        tuple(graph.ids[row] for row in sorted(going, key=age)),
         branches,
         tags,
-        tuple(Held(graph.ids[row], why) for row, why in sorted(held.items())),
+        tuple(Held(graph.ids[row], held[row]) for row in sorted(held, key=age)),
     )
 
 

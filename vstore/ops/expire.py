@@ -87,7 +87,7 @@ class HeldSnapshot:
 class ExpireReport:
     """What expired, or in a dry run would: snapshots, oldest first, and the branches and tags that held them.
 
-    `held` are those that the rules would let go; `retained` is how many snapshots are left.
+    `held` are those that the rules would let go, oldest first; `retained` is how many snapshots are left.
     """
 
     dry_run: bool
@@ -363,7 +363,7 @@ def _steps(planned: _Plan) -> Iterator[_Step]:
         )
         for some in earlier:
             yield _Step((), tuple(some))
-        if len(snapshots) + len(refs) + len(last) >= _STEP_CHANGES:
+        if snapshots and len(snapshots) + len(refs) + len(last) >= _STEP_CHANGES:
             yield _Step(tuple(snapshots), tuple(refs))
             snapshots, refs = [], []
         snapshots.append(snapshot)
