@@ -45,7 +45,7 @@ from vstore.errors import (
 )
 from vstore.format.envelope import BlobKind
 from vstore.format.page import Child
-from vstore.format.record import OperationKind, RefKind, SnapshotEntry
+from vstore.format.record import HistoryEntry, OperationKind, RefKind, SnapshotEntry
 from vstore.format.snapshot import Snapshot, encode_snapshot
 from vstore.handle import Handle, require_online
 from vstore.history import jump_target
@@ -65,8 +65,9 @@ _NO_EPOCH = -1
 class CommitRequest:
     """What to commit and where to. `branch` None makes a snapshot that no ref names.
 
-    `expected` is what the branch must hold; `parents` are the new snapshot's, which differ from it in an amend and a
-    merge. `sources` are other snapshots whose blobs the new one points at. `conditions` must hold too.
+    `expected` is what the branch must hold; `parents` are the new snapshot's, which differ from it in a merge and in an
+    amend, where they may have expired. `sources` are other snapshots whose blobs the new one points at. `conditions`
+    must hold too.
     """
 
     kind: OperationKind
@@ -74,7 +75,7 @@ class CommitRequest:
     metadata: bytes
     branch: str | None
     expected: SnapshotId | Absent
-    parents: tuple[SnapshotEntry, ...]
+    parents: tuple[HistoryEntry, ...]
     allow_empty: bool = False
     sources: tuple[SnapshotId, ...] = ()
     conditions: tuple[Precondition, ...] = ()
@@ -227,8 +228,10 @@ def settle(handle: Handle, prepared: Prepared) -> bool:
 
 def _preconditions(prepared: Prepared, registered: SessionId | None) -> tuple[Any, ...]:
     request = prepared.request
+    # What is amended is retained while the branch holds it, and the new snapshot points at nothing else.
+    built_on = () if request.kind == OperationKind.AMEND else tuple(parent.id for parent in request.parents)
     conditions: list[Any] = [
-        Retained((*(parent.id for parent in request.parents), *request.sources)),
+        Retained((*built_on, *request.sources)),
         PacksUsable(prepared.packs),
         *request.conditions,
     ]

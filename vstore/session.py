@@ -38,9 +38,9 @@ from vstore.errors import (
     StorageError,
 )
 from vstore.format.page import Child, Totals
-from vstore.format.record import OperationKind, SessionEntry, SnapshotEntry
+from vstore.format.record import HistoryEntry, OperationKind, SessionEntry, SnapshotEntry
 from vstore.handle import Handle, require_online, require_unprotected
-from vstore.history import require_branch, require_entry, resolve
+from vstore.history import require_branch, require_entry, require_known, resolve
 from vstore.ids import SessionId, new_session_id, new_transaction_id
 from vstore.keys.zarr import normalize_prefix
 from vstore.locks import ForkSafeLock
@@ -385,12 +385,12 @@ class Session:
     def _request(
         self, kind: OperationKind, message: str, metadata: bytes, allow_empty: bool
     ) -> CommitRequest:
-        parents: tuple[SnapshotEntry, ...] = (self._entry, *self._origin.parents)
+        parents: tuple[HistoryEntry, ...] = (self._entry, *self._origin.parents)
         conditions: tuple[Precondition, ...] = ()
         if kind == OperationKind.AMEND:
             assert self._branch is not None
             with self._handle.catalog.reading() as view:
-                parents = tuple(require_entry(view, parent) for parent in self._entry.parents)
+                parents = tuple(require_known(view, parent) for parent in self._entry.parents)
                 conditions = (require_unprotected(view, self._branch),)
         return CommitRequest(
             kind,

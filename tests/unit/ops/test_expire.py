@@ -404,6 +404,25 @@ def test_a_commit_overtaken_by_expiry_fails_cleanly(
         assert retained(repository) == {made[0]}
 
 
+def test_a_head_whose_parent_expired_is_amended_and_built_on(
+    repository: vstore.Repository, made: list[str], clock: HandClock
+) -> None:
+    session = repository.writable_session("main")
+    write(session, {"y": b"amended"})
+    repository.expire_snapshots(policy=KEEP_ONE)
+    amended = session.amend("amended")
+    assert repository.lookup_snapshot(amended).parent_ids == (made[6],)
+    assert contents(repository.readonly_session("main")) == {"x": b"6", "y": b"amended"}
+    head = commit(repository, {"z": b"1"})
+    assert [info.id for info in repository.ancestry(branch="main")] == [head, amended]
+    # The amended one is kept as what no ref reaches, and its place in history is that of its parent's child.
+    assert retained(repository) == {made[7], amended, head}
+    with repository.handle.catalog.reading() as view:
+        entry = view.snapshot(SnapshotId(bytes.fromhex(amended)))
+    assert entry is not None
+    assert (entry.depth, entry.time_us > clock.time_us - 1) == (7, True)
+
+
 # --- races ---------------------------------------------------------------------------------------------------
 
 
