@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -75,7 +75,9 @@ from vstore.storage.location import open_storage
 from vstore.twins import async_twin
 
 if TYPE_CHECKING:
+    from vstore.ops.compact import CompactReport
     from vstore.ops.expire import ExpireReport
+    from vstore.ops.gc import GcReport
     from vstore.retention import RetentionPolicy
     from vstore.store import SessionStore
 
@@ -651,6 +653,42 @@ class Repository:
         )
         return expire(self._handle, request, dry_run=dry_run)
 
+    def garbage_collect(
+        self,
+        delete_object_older_than: datetime | None = None,
+        *,
+        dry_run: bool = False,
+        progress: Callable[[int, int, str], None] | None = None,
+    ) -> GcReport:
+        """Delete what no branch, tag or retained snapshot needs, and return what was done.
+
+        Safe beside commits, readers and other collectors, at any time and on any clock. `delete_object_older_than`,
+        an aware datetime, says how old garbage must be by the storage's clock (default: a day), which spares work in
+        progress from failing cleanly. A `dry_run` only says what would go. `progress` is called with (done, total,
+        what). An interrupted run is finished by the next one.
+
+        Raises `CorruptionError`, and deletes nothing, if metadata can't be read; `ReadOnlyError`.
+        """
+        from vstore.ops.gc import collect
+        from vstore.ops.marks import silent
+
+        cutoff = None if delete_object_older_than is None else from_datetime(delete_object_older_than)
+        return collect(self._handle, cutoff_us=cutoff, dry_run=dry_run, progress=progress or silent)
+
+    def compact(
+        self, *, dry_run: bool = False, progress: Callable[[int, int, str], None] | None = None
+    ) -> CompactReport:
+        """Merge small packs and rewrite mostly dead ones, and return what was done.
+
+        Snapshots and their ids stay as they are, and open readers go on reading. `garbage_collect` deletes the packs
+        that were replaced. Safe beside everything else; a `dry_run` only says what would be done. Raises
+        `CorruptionError` if metadata or what is to be copied is damaged; `ReadOnlyError`.
+        """
+        from vstore.ops.compact import compact
+        from vstore.ops.marks import silent
+
+        return compact(self._handle, dry_run=dry_run, progress=progress or silent)
+
     # --- settings --------------------------------------------------------------------------------------------
 
     @property
@@ -735,6 +773,8 @@ class Repository:
     list_leases_async = async_twin(list_leases)
     list_sessions_async = async_twin(list_sessions)
     abandon_session_async = async_twin(abandon_session)
+    garbage_collect_async = async_twin(garbage_collect)
+    compact_async = async_twin(compact)
     save_config_async = async_twin(save_config)
     set_metadata_async = async_twin(set_metadata)
     update_metadata_async = async_twin(update_metadata)

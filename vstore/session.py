@@ -94,7 +94,7 @@ class Session:
 
     def _clean_tree(self, blobs: BlobReader, root: Child | None) -> Worktree:
         """Return a worktree without changes; nothing is read for it."""
-        writer = None if self._is_read_only else BlobWriter(self._handle.storage, self._register)
+        writer = None if self._is_read_only else BlobWriter(self._handle.storage, self._register, self._id)
         return self._tree_with(blobs, root, writer)
 
     def _tree_with(self, blobs: BlobReader, root: Child | None, writer: BlobWriter | None) -> Worktree:

@@ -398,6 +398,9 @@ class Catalog(Protocol):
     def check(self) -> list[str]:
         """Return a sentence for each damage found in the catalog itself."""
 
+    def tidy(self) -> None:
+        """Give back room that only history takes. Changes nothing that can be seen; may be cut off anywhere."""
+
     def close(self) -> None:
         """Let go of connections. The catalog may be used again afterwards."""
 

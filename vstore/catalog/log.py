@@ -345,6 +345,10 @@ class LogCatalog:
             written += 1
         return written
 
+    def tidy(self) -> None:
+        """Write tombstones in place of old records."""
+        self.write_tombstones()
+
     def check(self) -> list[str]:
         found: list[str] = []
         for examine in (self._log_damage, self._view_damage):

@@ -56,6 +56,9 @@ from vstore.storage.mounts import is_local_filesystem
 __all__ = ["SqliteCatalog"]
 
 
+_FREE_PART = 4
+
+
 class SqliteCatalog:
     """A `Catalog` in `directory`, an absolute path. Works after `os.fork`, unless a view was open then."""
 
@@ -195,6 +198,16 @@ class SqliteCatalog:
             "be there when the catalog is next opened. Check the disk, open the repository again, and retry.",
             transaction_id=text,
         )
+
+    def tidy(self) -> None:
+        """Give the pages that expired snapshots leave free back to the file system, once they are a quarter of all."""
+        with self._pool.lend() as connection:
+            ((free,),) = connection.rows("PRAGMA freelist_count")
+            ((pages,),) = connection.rows("PRAGMA page_count")
+            if free * _FREE_PART > pages:
+                # Waits for readers and writers as an update does; durable as one.
+                connection.rows("VACUUM")
+            connection.rows("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def check(self) -> list[str]:
         found: list[str] = []
