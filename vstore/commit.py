@@ -47,7 +47,7 @@ from vstore.errors import (
 )
 from vstore.format.envelope import BlobKind
 from vstore.format.page import Child
-from vstore.format.record import OperationKind, PackMark, RefKind, SnapshotEntry
+from vstore.format.record import HistoryEntry, OperationKind, PackMark, RefKind, SnapshotEntry
 from vstore.format.snapshot import Snapshot, encode_snapshot
 from vstore.handle import Handle, require_online
 from vstore.history import jump_target
@@ -74,10 +74,10 @@ Encode: TypeAlias = Callable[[Worktree, MetadataBatch], EncodedTree]
 class CommitRequest:
     """What to commit and where to. `branch` None makes a snapshot that no ref names.
 
-    `expected` is what the branch must hold; `parents` are the new snapshot's, which differ from it in an amend and a
-    merge. `sources` are other snapshots whose blobs the new one points at. `conditions` must hold too. `epoch` is the
-    catalog's when the session began: if it moved, a pack that was sealed since then may have been deleted. `encode`
-    makes the metadata.
+    `expected` is what the branch must hold; `parents` are the new snapshot's, which differ from it in a merge and in an
+    amend, where they may have expired. `sources` are other snapshots whose blobs the new one points at. `conditions`
+    must hold too. `epoch` is the catalog's when the session began: if it moved, a pack that was sealed since then may
+    have been deleted. `encode` makes the metadata.
     """
 
     kind: OperationKind
@@ -85,7 +85,7 @@ class CommitRequest:
     metadata: bytes
     branch: str | None
     expected: SnapshotId | Absent
-    parents: tuple[SnapshotEntry, ...]
+    parents: tuple[HistoryEntry, ...]
     allow_empty: bool = False
     epoch: int = 0
     sources: tuple[SnapshotId, ...] = ()
@@ -254,8 +254,10 @@ def settle(handle: Handle, prepared: Prepared) -> bool:
 
 def _preconditions(prepared: Prepared, registered: SessionId | None) -> tuple[Any, ...]:
     request = prepared.request
+    # What is amended is retained while the branch holds it, and the new snapshot points at nothing else.
+    built_on = () if request.kind == OperationKind.AMEND else tuple(parent.id for parent in request.parents)
     conditions: list[Any] = [
-        Retained((*(parent.id for parent in request.parents), *request.sources)),
+        Retained((*built_on, *request.sources)),
         PacksUsable(prepared.packs),
         *request.conditions,
     ]

@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from vstore import leases
 from vstore.blobs.reader import BlobReader
 from vstore.blobs.writer import BlobWriter
 from vstore.catalog.base import Applied, CloseSession, OpenSession, Precondition, Transaction
@@ -39,9 +41,9 @@ from vstore.errors import (
     StorageError,
 )
 from vstore.format.page import Child, Totals
-from vstore.format.record import OperationKind, SessionEntry, SnapshotEntry
+from vstore.format.record import HistoryEntry, OperationKind, SessionEntry, SnapshotEntry
 from vstore.handle import Handle, require_online, require_unprotected
-from vstore.history import require_branch, require_entry, resolve
+from vstore.history import require_branch, require_entry, require_known, resolve
 from vstore.ids import SessionId, new_session_id, new_transaction_id
 from vstore.keys.zarr import normalize_prefix
 from vstore.locks import ForkSafeLock
@@ -87,6 +89,7 @@ class Session:
         self._default_metadata = dict(default_metadata or {})
         self._lock = ForkSafeLock()
         self._is_registered = False
+        self._lease: SessionEntry | None = None
         self._is_copy = False
         self._is_read_only = branch is None
         self._in_doubt: Prepared | None = None
@@ -395,12 +398,12 @@ class Session:
     def _request(
         self, kind: OperationKind, message: str, metadata: bytes, allow_empty: bool
     ) -> CommitRequest:
-        parents: tuple[SnapshotEntry, ...] = (self._entry, *self._origin.parents)
+        parents: tuple[HistoryEntry, ...] = (self._entry, *self._origin.parents)
         conditions: tuple[Precondition, ...] = ()
         if kind == OperationKind.AMEND:
             assert self._branch is not None
             with self._handle.catalog.reading() as view:
-                parents = tuple(require_entry(view, parent) for parent in self._entry.parents)
+                parents = tuple(require_known(view, parent) for parent in self._entry.parents)
                 conditions = (require_unprotected(view, self._branch),)
         return CommitRequest(
             kind,
@@ -492,9 +495,39 @@ class Session:
             old.writer.close()
             self._unregister()
 
-    def close(self) -> None:
-        """Let go of what the session holds; uncommitted changes are lost. May be called again."""
+    # --- leases ----------------------------------------------------------------------------------------------
+
+    @property
+    def lease(self) -> leases.SessionInfo | None:
+        """The lease that keeps this session's snapshot from expiring, as it was taken or renewed last."""
+        return None if self._lease is None else leases.session_info(self._lease)
+
+    def renew_lease(self, duration: timedelta) -> leases.SessionInfo:
+        """Keep the snapshot of this read-only session from expiring for `duration` from now, and return the lease.
+
+        A session without a lease takes one. It ends when its time is over, which blocks nothing any more, or with
+        `close`. Raises `SnapshotExpiredError` if it is too late, `SessionStateError` if somebody ended the lease.
+        """
         with self._lock:
+            if not self._is_read_only or self._is_copy:
+                raise SessionStateError(
+                    "a lease is for reading: the snapshot that a writable session is based on is kept as long as its "
+                    "branch holds it. Open a read-only session for a lease."
+                )
+            self._lease = leases.take(self._handle, self._entry.id, duration, self._lease)
+            return leases.session_info(self._lease)
+
+    def _end_lease(self) -> None:
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            with contextlib.suppress(StorageError, ReadOnlyError):
+                # If it can't be said now, its time will be over.
+                leases.end(self._handle, lease.session)
+
+    def close(self) -> None:
+        """Let go of what the session holds; uncommitted changes are lost, a lease is ended. May be called again."""
+        with self._lock:
+            self._end_lease()
             old = self._tree
             if not isinstance(old.own, BlobWriter):
                 return
@@ -502,7 +535,7 @@ class Session:
             self._tree = self._clean_tree(old.blobs, old.nodes.root)
             old.closed = "this session was closed. Open a new one with repo.writable_session(branch)."
             old.own.close()
-            with contextlib.suppress(StorageError):
+            with contextlib.suppress(StorageError, ReadOnlyError):
                 # If it can't be said now, the entry stays, and gc names it.
                 self._unregister()
 
@@ -593,6 +626,7 @@ class Session:
     rebase_async = async_twin(rebase)
     discard_changes_async = async_twin(discard_changes)
     status_async = async_twin(status)
+    renew_lease_async = async_twin(renew_lease)
 
 
 def _unpickle(
