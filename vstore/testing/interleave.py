@@ -190,6 +190,9 @@ class InterleavedStorage:
     def open_pack(self, pack: PackId) -> PackSink:
         return self.inner.open_pack(pack)
 
+    def replace_damaged_pack(self, pack: PackId) -> PackSink:
+        return self.inner.replace_damaged_pack(pack)
+
     def close(self) -> None:
         self.inner.close()
 
