@@ -73,6 +73,7 @@ from vstore.twins import async_twin
 
 if TYPE_CHECKING:
     from vstore.ops.compact import CompactReport
+    from vstore.ops.fsck import FsckReport
     from vstore.ops.gc import GcReport
     from vstore.store import SessionStore
 
@@ -619,6 +620,33 @@ class Repository:
 
         return compact(self._handle, dry_run=dry_run, progress=progress or silent)
 
+    # --- checking --------------------------------------------------------------------------------------------
+
+    def fsck(
+        self,
+        *,
+        data: bool = False,
+        sample: float | None = None,
+        seed: int = 0,
+        repair_from: Repository | Location | None = None,
+        progress: Callable[[int, int, str], None] | None = None,
+    ) -> FsckReport:
+        """Verify the catalog, all metadata and what packs list, and return what is damaged and what that affects.
+
+        With `data` every blob is read and checked against its digest. With `sample` a share of them (a float up to
+        1.0) or so many of them (an int); equal `seed`s choose equal blobs. `repair_from`, another copy of this
+        repository (with the same id), is where damaged and missing packs are fetched from; nothing is deleted, and
+        what the copy does not have either is reported. `progress` is called with (done, total, what).
+
+        Safe beside everything else. Raises `InvalidInputError` if `repair_from` is no copy of this repository.
+        """
+        from vstore.ops.fsck import check
+
+        copy = repair_from
+        if copy is not None and not isinstance(copy, Repository):
+            copy = Repository.open(copy)
+        return check(self, data=data, sample=sample, seed=seed, repair_from=copy, progress=progress)
+
     # --- settings --------------------------------------------------------------------------------------------
 
     @property
@@ -703,6 +731,7 @@ class Repository:
     writable_session_async = async_twin(writable_session)
     garbage_collect_async = async_twin(garbage_collect)
     compact_async = async_twin(compact)
+    fsck_async = async_twin(fsck)
     save_config_async = async_twin(save_config)
     set_metadata_async = async_twin(set_metadata)
     update_metadata_async = async_twin(update_metadata)
