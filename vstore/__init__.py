@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     )
     from vstore.merge.conflicts import Conflict, ConflictType, UseValue, VersionSelection
     from vstore.merge.solvers import BasicConflictSolver, ConflictDetector
+    from vstore.ops.rebuild import rebuild_catalog
     from vstore.repository import OperationInfo, Repository, SnapshotInfo, open  # noqa: A004
     from vstore.session import Session
     from vstore.store import SessionStore
@@ -126,6 +127,7 @@ __all__ = [
     "VirtualChunkModifiedError",
     "VirtualChunkUnauthorizedError",
     "open",
+    "rebuild_catalog",
     "__version__",
 ]
 
@@ -147,6 +149,7 @@ _HOMES = {
     "ValueChange": "vstore.changes.diff",
     "VersionSelection": "vstore.merge.conflicts",
     "open": "vstore.repository",
+    "rebuild_catalog": "vstore.ops.rebuild",
 }
 
 

@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from vstore.ops.compact import CompactReport
     from vstore.ops.fsck import FsckReport
     from vstore.ops.gc import GcReport
+    from vstore.ops.storage_stats import StorageStats
     from vstore.store import SessionStore
 
 ROOT_MESSAGE = "Repository initialized"
@@ -647,6 +648,19 @@ class Repository:
             copy = Repository.open(copy)
         return check(self, data=data, sample=sample, seed=seed, repair_from=copy, progress=progress)
 
+    def storage_stats(
+        self, *, top: int = 10, progress: Callable[[int, int, str], None] | None = None
+    ) -> StorageStats:
+        """Return the bytes of each array, branch, tag and snapshot, shared and exclusive, without reading chunks.
+
+        Covers all retained snapshots. `top` is how many of the largest changes are listed. `progress` is called with
+        (done, total, what).
+        """
+        from vstore.ops.marks import silent
+        from vstore.ops.storage_stats import storage_stats
+
+        return storage_stats(self._handle, top=top, progress=progress or silent)
+
     # --- settings --------------------------------------------------------------------------------------------
 
     @property
@@ -732,6 +746,7 @@ class Repository:
     garbage_collect_async = async_twin(garbage_collect)
     compact_async = async_twin(compact)
     fsck_async = async_twin(fsck)
+    storage_stats_async = async_twin(storage_stats)
     save_config_async = async_twin(save_config)
     set_metadata_async = async_twin(set_metadata)
     update_metadata_async = async_twin(update_metadata)

@@ -18,6 +18,7 @@ from vstore.blobs.reader import BlobReader
 from vstore.changes.boxes import Box, boxes_of
 from vstore.changes.tiling import join_indices
 from vstore.format.columns import U64
+from vstore.format.record import SnapshotEntry
 from vstore.ids import Digest, PackId, SnapshotId
 from vstore.ops.examination import Scope, iter_needed, reader_of
 from vstore.ops.findings import Findings
@@ -102,11 +103,27 @@ def number_damages(findings: Findings) -> list[Damaged]:
 
 
 def find_effects(
-    storage: Storage, scope: Scope, findings: Findings, damages: list[Damaged], progress: Progress = silent
+    storage: Storage,
+    scope: Scope,
+    findings: Findings,
+    damages: list[Damaged],
+    progress: Progress = silent,
 ) -> list[Effects]:
     """Return what each of `damages` affects, in what `scope` can be read of."""
+    return _Tracer(
+        reader_of(storage, scope.moved), _Matcher(findings, damages, scope.moved), len(damages)
+    ).effects(scope, progress)
+
+
+def find_affected(storage: Storage, scope: Scope, findings: Findings) -> set[SnapshotId]:
+    """Return all snapshots that anything in `findings` affects."""
+    damages = [Damaged(pack, None) for pack, found in findings if found.whole]
+    damages += [
+        Damaged(pack, (0, count)) for pack, found in findings if (count := len(found.bad_blobs().blobs))
+    ]
     tracer = _Tracer(reader_of(storage, scope.moved), _Matcher(findings, damages, scope.moved), len(damages))
-    return tracer.effects(scope, progress)
+    tracer.effects(scope, silent)
+    return {entry.id for entry in scope.entries if tracer.is_affected(entry)}
 
 
 class _Matcher:
@@ -218,6 +235,10 @@ class _Tracer(Walk):
             effects.arrays = [chunks.summary(path) for path, chunks in arrays.items()]
             effects.array_count = len(arrays) + len(more)
         return self._effects
+
+    def is_affected(self, entry: SnapshotEntry) -> bool:
+        """Tell whether a snapshot of those that were walked through needs anything that is damaged."""
+        return bool(self._below.get(entry.ref.digest))
 
     def met_again(self, digest: Digest) -> None:
         below = self._below.get(digest, 0)
