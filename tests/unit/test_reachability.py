@@ -296,7 +296,7 @@ def test_equal_metadata_in_two_packs_is_named_twice(
     expire(local, lender)
     for _ in range(3):
         local.garbage_collect(FUTURE)
-    CACHE.clear()
     for branch in ("main", "other"):
+        CACHE.clear()
         assert contents(local.readonly_session(branch)) == {"value": b"x"}
     assert local.fsck(data=True).is_clean
