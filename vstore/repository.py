@@ -77,7 +77,9 @@ from vstore.twins import async_twin
 if TYPE_CHECKING:
     from vstore.ops.compact import CompactReport
     from vstore.ops.expire import ExpireReport
+    from vstore.ops.fsck import FsckReport
     from vstore.ops.gc import GcReport
+    from vstore.ops.storage_stats import StorageStats
     from vstore.retention import RetentionPolicy
     from vstore.store import SessionStore
 
@@ -713,6 +715,46 @@ class Repository:
 
         return rewrite_head(self._handle, branch, message, {**self._default_metadata, **(metadata or {})})
 
+    # --- checking --------------------------------------------------------------------------------------------
+
+    def fsck(
+        self,
+        *,
+        data: bool = False,
+        sample: float | None = None,
+        seed: int = 0,
+        repair_from: Repository | Location | None = None,
+        progress: Callable[[int, int, str], None] | None = None,
+    ) -> FsckReport:
+        """Verify the catalog, all metadata and what packs list, and return what is damaged and what that affects.
+
+        With `data` every blob is read and checked against its digest. With `sample` a share of them (a float up to
+        1.0) or so many of them (an int); equal `seed`s choose equal blobs. `repair_from`, another copy of this
+        repository (with the same id), is where damaged and missing packs are fetched from; nothing is deleted, and
+        what the copy does not have either is reported. `progress` is called with (done, total, what).
+
+        Safe beside everything else. Raises `InvalidInputError` if `repair_from` is no copy of this repository.
+        """
+        from vstore.ops.fsck import check
+
+        copy = repair_from
+        if copy is not None and not isinstance(copy, Repository):
+            copy = Repository.open(copy)
+        return check(self, data=data, sample=sample, seed=seed, repair_from=copy, progress=progress)
+
+    def storage_stats(
+        self, *, top: int = 10, progress: Callable[[int, int, str], None] | None = None
+    ) -> StorageStats:
+        """Return the bytes of each array, branch, tag and snapshot, shared and exclusive, without reading chunks.
+
+        Covers all retained snapshots. `top` is how many of the largest changes are listed. `progress` is called with
+        (done, total, what).
+        """
+        from vstore.ops.marks import silent
+        from vstore.ops.storage_stats import storage_stats
+
+        return storage_stats(self._handle, top=top, progress=progress or silent)
+
     # --- settings --------------------------------------------------------------------------------------------
 
     @property
@@ -800,6 +842,8 @@ class Repository:
     garbage_collect_async = async_twin(garbage_collect)
     compact_async = async_twin(compact)
     rewrite_manifests_async = async_twin(rewrite_manifests)
+    fsck_async = async_twin(fsck)
+    storage_stats_async = async_twin(storage_stats)
     save_config_async = async_twin(save_config)
     set_metadata_async = async_twin(set_metadata)
     update_metadata_async = async_twin(update_metadata)

@@ -246,6 +246,9 @@ class InterleavedCatalog:
     def tidy(self) -> None:
         self.schedule.request("tidy", "catalog", self.inner.tidy)
 
+    def replace_damaged_pack(self, pack: PackId) -> PackSink:
+        return self.inner.replace_damaged_pack(pack)
+
     def close(self) -> None:
         self.inner.close()
 
