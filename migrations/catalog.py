@@ -1,7 +1,7 @@
 """The steps that make the schema of `catalog.sqlite`. Step n leaves `PRAGMA user_version` n.
 
     log        one row for each operation, by its sequence number, with the snapshot that it added, if just one
-    snapshots  those that came several at a time
+    snapshots  those that came several at a time, and what is kept of expired ones
     state      everything else
 
 `space` is one of `vstore.catalog.state.Space`, or 0 for the head; it says what `key` and `value` are. Every row ends

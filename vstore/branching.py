@@ -19,12 +19,20 @@ from vstore.errors import (
     MergeConflictError,
     NothingToCommitError,
     RefNotFoundError,
+    SnapshotExpiredError,
     StorageError,
     UnrelatedHistoriesError,
 )
 from vstore.format.record import OperationKind, RefKind, SnapshotEntry
 from vstore.handle import Handle
-from vstore.history import find_snapshot, is_ancestor, merge_bases, require_branch, require_entry
+from vstore.history import (
+    find_snapshot,
+    is_ancestor,
+    merge_bases,
+    require_branch,
+    require_entry,
+    require_retained,
+)
 from vstore.ids import is_snapshot_text
 from vstore.merge.conflicts import CLASHED, Conflict, ConflictType, Decision, UseValue, VersionSelection
 from vstore.merge.solvers import SolverSpec, make_solver
@@ -108,6 +116,7 @@ def merge_session(handle: Handle, request: MergeRequest, defaults: Mapping[str, 
     """Return a session on the branch whose changes are the merge's."""
     solver = make_solver(request.solver)
     with handle.catalog.reading() as view:
+        epoch = view.epoch
         head, source = _ends(view, request)
         if is_ancestor(view, source, head):
             raise NothingToCommitError(f"{request.source!r} is merged into {request.into!r} already.")
@@ -118,7 +127,7 @@ def merge_session(handle: Handle, request: MergeRequest, defaults: Mapping[str, 
         sources=(source.id,),
         details={"merged": source.id.hex()},
     )
-    session = Session(handle, head, branch=request.into, default_metadata=defaults)
+    session = Session(handle, head, branch=request.into, default_metadata=defaults, epoch=epoch)
     session.apply(Changes(base, snapshot_tree(handle, source), origin), solver)
     return session
 
@@ -165,11 +174,12 @@ def merge_base_tree(handle: Handle, one: SnapshotEntry, other: SnapshotEntry) ->
         bases = merge_bases(view, one, other)[:_MAX_BASES]
     if not bases:
         raise UnrelatedHistoriesError(
-            f"{one.id.hex()[:12]} and {other.id.hex()[:12]} have no common ancestor any more: it has expired, so that "
-            "nothing tells what each side changed."
+            f"{one.id.hex()[:12]} and {other.id.hex()[:12]} have no common ancestor, so that nothing tells what each "
+            "side changed."
         )
-    tree, first = snapshot_tree(handle, bases[0]), bases[0]
-    for entry in bases[1:]:
+    first, *others = map(require_retained, bases)
+    tree = snapshot_tree(handle, first)
+    for entry in others:
         tree = _merge_bases_into_one(handle, tree, first, entry)
     return tree
 
@@ -179,7 +189,7 @@ def _merge_bases_into_one(
 ) -> Worktree:
     try:
         base = merge_base_tree(handle, first, entry)
-    except UnrelatedHistoriesError:
+    except (UnrelatedHistoriesError, SnapshotExpiredError):
         return tree
     incoming = snapshot_tree(handle, entry)
     try:
@@ -288,9 +298,9 @@ def _commit_changes(
 
     def attempt() -> str:
         with handle.catalog.reading() as view:
-            head = require_entry(view, require_branch(view, branch))
+            head, epoch = require_entry(view, require_branch(view, branch)), view.epoch
         base, incoming = (snapshot_tree(handle, entry) for entry in ends)
-        with Session(handle, head, branch=branch, default_metadata=defaults) as session:
+        with Session(handle, head, branch=branch, default_metadata=defaults, epoch=epoch) as session:
             session.apply(Changes(base, incoming, origin), chosen)
             return session.commit(text.message or "", text.metadata)
 

@@ -22,7 +22,7 @@ Digest = NewType("Digest", bytes)
 SnapshotId = NewType("SnapshotId", bytes)
 """The digest of a snapshot blob."""
 PackId = NewType("PackId", bytes)
-"""16 random bytes; never used twice."""
+"""16 bytes, never used twice: 8 of the session that wrote the pack, so that gc knows whose it is, and 8 random ones."""
 NodeId = NewType("NodeId", bytes)
 """8 random bytes; survives moves of the node."""
 SessionId = NewType("SessionId", bytes)
@@ -46,8 +46,15 @@ def blake3_digest(data: BytesLike) -> Digest:
     return Digest(blake3(data).digest())
 
 
-def new_pack_id() -> PackId:
-    return PackId(os.urandom(PACK_ID_SIZE))
+def new_pack_id(session: SessionId | None = None) -> PackId:
+    """Return a pack id; those of one session start with its `pack_prefix`."""
+    prefix = b"" if session is None else pack_prefix(session)
+    return PackId(prefix + os.urandom(PACK_ID_SIZE - len(prefix)))
+
+
+def pack_prefix(session: SessionId) -> bytes:
+    """Return what the ids of a session's packs start with."""
+    return session[: PACK_ID_SIZE // 2]
 
 
 def new_node_id() -> NodeId:

@@ -8,10 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import vstore
 from vstore.catalog.base import CatalogView
-from vstore.format.record import SnapshotEntry
+from vstore.format.record import ExpiredEntry, HistoryEntry, SnapshotEntry
 from vstore.format.refs import BlobRef
-from vstore.history import AncestryWalk, is_ancestor, jump_target, merge_bases
+from vstore.history import (
+    AncestryWalk,
+    find_as_of,
+    is_ancestor,
+    jump_target,
+    merge_bases,
+    require_retained,
+)
 from vstore.ids import Digest, PackId, SnapshotId
 
 
@@ -20,11 +28,15 @@ class History:
 
     def __init__(self) -> None:
         self.entries: dict[SnapshotId, SnapshotEntry] = {}
+        self.gone: dict[SnapshotId, ExpiredEntry] = {}
         self.lookups = 0
 
     def snapshot(self, snapshot: SnapshotId) -> SnapshotEntry | None:
         self.lookups += 1
         return self.entries.get(snapshot)
+
+    def expired(self, snapshot: SnapshotId) -> ExpiredEntry | None:
+        return self.gone.get(snapshot)
 
     @property
     def view(self) -> CatalogView:
@@ -55,11 +67,18 @@ class History:
             parents = (f"{prefix}{number}",)
         return parents[0]
 
+    def either(self, snapshot: SnapshotId) -> HistoryEntry:
+        return self.entries.get(snapshot) or self.gone[snapshot]
+
     def __getitem__(self, name: str) -> SnapshotEntry:
         return self.entries[SnapshotId(id_of(name))]
 
-    def expire(self, name: str) -> None:
+    def forget(self, name: str) -> None:
         del self.entries[SnapshotId(id_of(name))]
+
+    def expire(self, name: str) -> None:
+        entry = self.entries.pop(SnapshotId(id_of(name)))
+        self.gone[entry.id] = ExpiredEntry(entry.id, entry.parents, entry.time_us, entry.depth, entry.jump)
 
 
 def id_of(name: str) -> bytes:
@@ -109,13 +128,23 @@ def test_a_walk_has_any_number_of_starts_and_meets_each_snapshot_once(history: H
     assert walk(history) == []
 
 
-def test_an_expired_parent_ends_a_path(history: History) -> None:
-    history.chain("a", 5)
-    history.expire("a2")
-    ancestry = AncestryWalk(history["a4"])
-    assert names(ancestry.take(history.view, 10)) == ["a4", "a3"]
-    assert ancestry.retained_parents(history["a4"]) == (history["a3"].id,)
-    assert ancestry.retained_parents(history["a3"]) == ()
+def test_a_walk_passes_through_expired_snapshots(history: History) -> None:
+    history.chain("a", 6)
+    for name in ("a2", "a3"):
+        history.expire(name)
+    ancestry = AncestryWalk(history["a5"])
+    assert names(ancestry.take(history.view, 10)) == ["a5", "a4", "a1", "a0"]
+    assert ancestry.retained_parents(history["a5"]) == (history["a4"].id,)
+    assert ancestry.retained_parents(history["a4"]) == (history["a1"].id,)
+    assert ancestry.retained_parents(history["a0"]) == ()
+
+
+def test_a_walk_ends_at_an_unknown_parent(history: History) -> None:
+    history.chain("a", 3)
+    history.forget("a0")
+    ancestry = AncestryWalk(history["a2"])
+    assert names(ancestry.take(history.view, 10)) == ["a2", "a1"]
+    assert ancestry.retained_parents(history["a1"]) == ()
 
 
 # --- ancestors -----------------------------------------------------------------------------------------------
@@ -164,13 +193,33 @@ def test_unrelated_histories_have_no_base(history: History) -> None:
     assert not is_ancestor(history.view, history["other0"], history[one])
 
 
-def test_beyond_an_expired_snapshot_there_is_no_base(history: History) -> None:
+def test_an_expired_snapshot_is_still_an_ancestor_and_a_base(history: History) -> None:
     stem = history.chain("stem", 3)
     one, other = history.chain("one", 3, stem), history.chain("other", 3, stem)
-    history.expire("one1")
-    assert merge_bases(history.view, history[one], history[other]) == []
-    assert not is_ancestor(history.view, history[stem], history[one])
-    assert is_ancestor(history.view, history[stem], history[other])
+    for name in ("one1", "stem1"):
+        history.expire(name)
+    assert names(merge_bases(history.view, history[one], history[other])) == [stem]
+    assert is_ancestor(history.view, history["stem0"], history[one])
+    base = history[stem]
+    history.expire(stem)
+    (found,) = merge_bases(history.view, history[one], history[other])
+    assert found.id == base.id
+    with pytest.raises(vstore.SnapshotExpiredError, match=base.id.hex()):
+        require_retained(found)
+
+
+def test_the_newest_snapshot_of_a_time_may_have_expired(history: History) -> None:
+    for number in range(1, 200):
+        history.add(f"n{number}", *([f"n{number - 1}"] if number > 1 else []), time_us=10 * number)
+    for number in range(50, 120):
+        history.expire(f"n{number}")
+    head = history["n199"].id
+    found = find_as_of(history.view, head, 495)
+    assert found is not None
+    assert names([found]) == ["n49"]
+    with pytest.raises(vstore.SnapshotExpiredError, match=id_of("n70").hex()):
+        find_as_of(history.view, head, 705)
+    assert find_as_of(history.view, head, 5) is None
 
 
 def test_the_base_costs_what_happened_since_it_and_not_the_whole_history(history: History) -> None:
@@ -205,14 +254,23 @@ def histories(draw: st.DrawFn) -> History:
     return history
 
 
-def ancestors(history: History, entry: SnapshotEntry) -> set[SnapshotId]:
-    """The model: the entry itself and all that is reached from it through retained snapshots."""
+def ancestors(history: History, entry: HistoryEntry) -> set[SnapshotId]:
+    """The model: the entry itself and all that is reached from it, expired or not."""
     found, pending = set(), [entry.id]
     while pending:
         snapshot = pending.pop()
-        if snapshot in history.entries and snapshot not in found:
+        if snapshot not in found:
             found.add(snapshot)
-            pending += history.entries[snapshot].parents
+            pending += history.either(snapshot).parents
+    return found
+
+
+def nearest_retained(history: History, parents: tuple[SnapshotId, ...]) -> set[SnapshotId]:
+    """The model: the parents, and in place of those that expired the nearest beyond them."""
+    found: set[SnapshotId] = set()
+    for parent in parents:
+        gone = history.gone.get(parent)
+        found |= {parent} if gone is None else nearest_retained(history, gone.parents)
     return found
 
 
@@ -223,13 +281,13 @@ def test_any_walk_is_of_all_ancestors_by_time(history: History, data: st.DataObj
     found: list[SnapshotEntry] = []
     while entries := ancestry.take(history.view, data.draw(st.integers(1, 5))):
         found += entries
-    assert {entry.id for entry in found} == set[SnapshotId]().union(
-        *(ancestors(history, start) for start in starts)
-    )
+    reached = set[SnapshotId]().union(*(ancestors(history, start) for start in starts))
+    assert {entry.id for entry in found} == reached & set(history.entries)
     assert found == sorted(found, key=lambda entry: (-entry.time_us, entry.id))
     for entry in found:
-        retained = tuple(parent for parent in entry.parents if parent in history.entries)
-        assert ancestry.retained_parents(entry) == retained
+        parents = ancestry.retained_parents(entry)
+        assert len(set(parents)) == len(parents)
+        assert set(parents) == nearest_retained(history, entry.parents)
 
 
 @given(histories(), st.data())
@@ -240,7 +298,7 @@ def test_any_merge_bases_are_those_of_the_model(history: History, data: st.DataO
     best = {
         snapshot
         for snapshot in common
-        if not any(snapshot in ancestors(history, history.entries[higher]) for higher in common - {snapshot})
+        if not any(snapshot in ancestors(history, history.either(higher)) for higher in common - {snapshot})
     }
     found = merge_bases(history.view, one, other)
     assert {entry.id for entry in found} == best

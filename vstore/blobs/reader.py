@@ -7,14 +7,21 @@ in from above): compact may have moved its blobs. What can't be had or doesn't m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeAlias, TypeVar
 
 import msgspec
-import numpy as np
 
 from vstore.blobs.cache import CACHE
-from vstore.errors import CorruptionError, FormatError, MissingBlobError, ObjectNotFoundError, StorageError
+from vstore.blobs.moved import IndexedFooter, Relocations
+from vstore.errors import (
+    CorruptionError,
+    FormatError,
+    InternalError,
+    MissingBlobError,
+    ObjectNotFoundError,
+    StorageError,
+)
 from vstore.format.manifest import Manifest, decode_manifest
 from vstore.format.pack import (
     TRAILER_SIZE,
@@ -31,14 +38,18 @@ from vstore.ids import Digest, PackId, blake3_digest
 from vstore.keys.objects import pack_name
 from vstore.storage.base import Storage
 
-Recover: TypeAlias = Callable[[BlobRef, str], PackId]
-"""Given a ref whose pack is gone and what the blob holds: the pack that has it now, or a typed error."""
+Recover: TypeAlias = Callable[[BlobRef, str], Mapping[PackId, PackId]]
+"""Given a ref whose pack is gone and what the blob holds: where compact moved packs, this one among them, or a typed
+error."""
 
 T = TypeVar("T")
 
 _MAX_METADATA_BYTES = 256 * 1024 * 1024
 _JOINED_GAP_BYTES = 256 * 1024
+_TAIL_BYTES = 16 * 1024
 _STRETCH_LIMIT_BYTES = 8 * 1024 * 1024
+_MOVE_TRIES = 4
+"""Looks for a blob while compact keeps moving it: each takes another run of compact and two of gc in between."""
 
 
 class ByteSpan(msgspec.Struct, frozen=True):
@@ -48,7 +59,7 @@ class ByteSpan(msgspec.Struct, frozen=True):
     stop: int
 
 
-def no_recovery(ref: BlobRef, what: str) -> PackId:
+def no_recovery(ref: BlobRef, what: str) -> Mapping[PackId, PackId]:
     """Stand in where there is no catalog to ask."""
     raise MissingBlobError(_missing_message(ref, what))
 
@@ -67,6 +78,7 @@ class BlobReader:
     def __init__(self, storage: Storage, recover: Recover = no_recovery) -> None:
         self.storage = storage
         self._recover = recover
+        self._moved = Relocations()
         self._stretch: tuple[PackId, int, memoryview] | None = None
 
     # --- metadata --------------------------------------------------------------------------------------------
@@ -149,6 +161,8 @@ class BlobReader:
 
     async def whole_async(self, ref: BlobRef, what: str) -> memoryview:
         """Do what `whole` does without blocking the event loop."""
+        if self._moved.get(ref.pack) is not None:
+            return await _in_thread(self.whole, ref, what)
         try:
             data = await self.storage.read_async(pack_name(ref.pack), ref.offset, ref.length)
         except ObjectNotFoundError:
@@ -161,6 +175,8 @@ class BlobReader:
         """Do what `span` does without blocking the event loop."""
         if ref.length <= CHECK_BLOCK_BYTES:
             return (await self.whole_async(ref, what))[span.start : span.stop]
+        if self._moved.get(ref.pack) is not None:
+            return await _in_thread(self.span, ref, span, what)
         plan = _plan_span(ref, span)
         name = pack_name(ref.pack)
         try:
@@ -214,9 +230,18 @@ class BlobReader:
 
     def _with_recovery(self, ref: BlobRef, what: str, read: Callable[[BlobRef], memoryview]) -> memoryview:
         try:
-            return read(ref)
-        except ObjectNotFoundError:
-            return read(self.find(ref, self._recover(ref, what)))
+            target = self._moved.get(ref.pack)
+            for tries_left in reversed(range(_MOVE_TRIES)):
+                try:
+                    return read(ref if target is None else self.find(ref, target))
+                except ObjectNotFoundError:
+                    moved = self._recover(ref, what)
+                    self._moved.note(moved)
+                    # The catalog folds chains: a pack that it names is gone only if compact was here again.
+                    if not tries_left:
+                        raise
+                    target = moved[ref.pack]
+            raise InternalError("unreachable")
         except CorruptionError as error:
             raise _named(error, what) from None
 
@@ -224,33 +249,36 @@ class BlobReader:
 
     def find(self, ref: BlobRef, pack: PackId) -> BlobRef:
         """Return where `pack` has the blob of `ref`, by its footer."""
-        footer = self.footer(pack)
-        wanted = np.frombuffer(ref.digest, dtype=np.uint8)
-        rows = np.flatnonzero((footer.digests == wanted).all(axis=1))
-        if len(rows) == 0:
+        indexed = self.footer(pack)
+        row = indexed.find(ref.digest)
+        if row is None:
             raise MissingBlobError(_missing_message(ref._replace(pack=pack), "a relocated blob"))
-        row = int(rows[0])
+        footer = indexed.footer
         return BlobRef(ref.digest, pack, int(footer.offsets[row]), int(footer.lengths[row]))
 
-    def footer(self, pack: PackId) -> Footer:
+    def footer(self, pack: PackId) -> IndexedFooter:
         """Return a pack's footer."""
-        footer = CACHE.get(("footer", pack))
-        if footer is None:
-            _, footer = self.read_footer(pack)
-            CACHE.put(("footer", pack), footer, 64 * len(footer))
-        return footer
+        found: IndexedFooter | None = CACHE.get(("footer", pack))
+        if found is None:
+            found = IndexedFooter(self.read_footer(pack)[1])
+            CACHE.put(("footer", pack), found, found.memory_bytes)
+        return found
 
     def read_footer(self, pack: PackId) -> tuple[Trailer, Footer]:
         """Return a pack's trailer and footer, read from storage."""
         name = pack_name(pack)
-        tail, size = self.storage.read_tail(name, TRAILER_SIZE)
+        # Most footers are this short, and come along with the trailer in one request.
+        tail, size = self.storage.read_tail(name, _TAIL_BYTES)
         try:
-            trailer = decode_trailer(tail, size)
+            trailer = decode_trailer(tail[-TRAILER_SIZE:], size)
             if trailer.pack != pack:
                 raise CorruptionError(f"its trailer says that it is pack {trailer.pack.hex()}")
-            return trailer, decode_footer(
-                self.storage.read(name, trailer.footer_offset, trailer.footer_size), trailer
-            )
+            start = trailer.footer_offset - (size - len(tail))
+            if start >= 0:
+                footer = tail[start : start + trailer.footer_size]
+            else:
+                footer = self.storage.read(name, trailer.footer_offset, trailer.footer_size)
+            return trailer, decode_footer(footer, trailer)
         except FormatError as error:
             raise type(error)(f"{name} of {self.storage.url}: {error.message}") from None
 

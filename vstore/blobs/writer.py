@@ -31,7 +31,7 @@ from vstore.format.columns import U64
 from vstore.format.envelope import BlobKind
 from vstore.format.page import Page
 from vstore.format.refs import BlobRef
-from vstore.ids import BytesLike, Digest, PackId, blake3_digest, new_pack_id
+from vstore.ids import BytesLike, Digest, PackId, SessionId, blake3_digest, new_pack_id
 from vstore.keys.objects import pack_name
 from vstore.locks import ForkSafeLock
 from vstore.storage.base import Storage
@@ -77,11 +77,17 @@ class BlobWriter:
     """The packs of one session. Thread-safe; only for the process that made it.
 
     `before_early_seal` is called once, before a pack is sealed ahead of the commit: it registers the session in the
-    catalog, so that gc leaves such packs alone.
+    catalog, so that gc leaves such packs alone; it knows them by the `session` in their ids.
     """
 
-    def __init__(self, storage: Storage, before_early_seal: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        before_early_seal: Callable[[], None] = lambda: None,
+        session: SessionId | None = None,
+    ) -> None:
         self._storage = storage
+        self._session = session
         self._policy = storage.pack_policy
         self._before_early_seal = before_early_seal
         self._announced = False
@@ -483,7 +489,7 @@ class BlobWriter:
         return self._open
 
     def _new_pack(self) -> OpenPack:
-        pack = OpenPack(self._storage.open_pack(new_pack_id()), len(self._pack_ids))
+        pack = OpenPack(self._storage.open_pack(new_pack_id(self._session)), len(self._pack_ids))
         self._pack_ids.append(pack.pack)
         self._unsealed[pack.number] = pack
         return pack

@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from enum import Enum
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
 from vstore.errors import InvalidInputError
 from vstore.format.record import (
+    ExpiredEntry,
     Operation,
     OperationKind,
     PackMark,
@@ -83,6 +85,21 @@ class Retained(msgspec.Struct, frozen=True):
     snapshots: tuple[SnapshotId, ...]
 
 
+class NotHeld(msgspec.Struct, frozen=True):
+    """No ref (but those in `besides`) points at any of these snapshots; no lease that ends after `now_us` keeps one."""
+
+    snapshots: frozenset[SnapshotId]
+    now_us: int
+    besides: frozenset[tuple[RefKind, str]] = frozenset()
+
+
+class BranchesAre(msgspec.Struct, frozen=True):
+    """The branches with one of the names or globs in `patterns` are just `held`, sorted by name."""
+
+    patterns: tuple[str, ...]
+    held: tuple[tuple[str, SnapshotId], ...]
+
+
 class EpochIs(msgspec.Struct, frozen=True):
     """No collector has moved since."""
 
@@ -114,8 +131,24 @@ class SessionOpen(msgspec.Struct, frozen=True):
     session: SessionId
 
 
+class SessionIs(msgspec.Struct, frozen=True):
+    """The session is registered with just this entry."""
+
+    entry: SessionEntry
+
+
 Precondition: TypeAlias = (
-    RefIs | NameUnused | Retained | EpochIs | PacksUsable | PacksMarked | ValueIs | SessionOpen
+    RefIs
+    | NameUnused
+    | Retained
+    | NotHeld
+    | BranchesAre
+    | EpochIs
+    | PacksUsable
+    | PacksMarked
+    | ValueIs
+    | SessionOpen
+    | SessionIs
 )
 
 
@@ -142,6 +175,12 @@ class AddSnapshot(msgspec.Struct, frozen=True):
     """Retain a snapshot. If it is retained already, the old entry or this one holds from now on: both are right."""
 
     entry: SnapshotEntry
+
+
+class DropSnapshots(msgspec.Struct, frozen=True):
+    """Retain these snapshots no longer; history keeps an `ExpiredEntry` of each. Those not retained are passed over."""
+
+    snapshots: tuple[SnapshotId, ...]
 
 
 class SetValue(msgspec.Struct, frozen=True):
@@ -189,6 +228,7 @@ Update: TypeAlias = (
     SetRef
     | DropRef
     | AddSnapshot
+    | DropSnapshots
     | SetValue
     | RescuePacks
     | MarkPacks
@@ -270,11 +310,17 @@ class CatalogView(Protocol):
     def snapshot(self, snapshot: SnapshotId) -> SnapshotEntry | None:
         """Return the entry of a retained snapshot, or None."""
 
+    def expired(self, snapshot: SnapshotId) -> ExpiredEntry | None:
+        """Return what is kept of an expired snapshot, or None."""
+
     def find_snapshots(self, prefix: str, limit: int) -> list[SnapshotId]:
-        """Return up to `limit` retained snapshots whose ids start with these hex digits, sorted."""
+        """Return up to `limit` snapshots, retained or expired, whose ids start with these hex digits, sorted."""
 
     def iter_snapshots(self) -> Iterator[SnapshotEntry]:
         """Yield all retained snapshots, in no special order."""
+
+    def iter_expired(self) -> Iterator[ExpiredEntry]:
+        """Yield what is kept of all expired snapshots, in no special order; also of those that were retained again."""
 
     def iter_operations(self, before: int | None = None) -> Iterator[Operation]:
         """Yield the operations numbered below `before` (None: all), newest first, lazily."""
@@ -328,6 +374,9 @@ class Catalog(Protocol):
     def check(self) -> list[str]:
         """Return a sentence for each damage found in the catalog itself."""
 
+    def tidy(self) -> None:
+        """Give back room that only history takes. Changes nothing that can be seen; may be cut off anywhere."""
+
     def close(self) -> None:
         """Let go of connections. The catalog may be used again afterwards."""
 
@@ -357,6 +406,8 @@ def check_transaction(transaction: Transaction) -> None:
                 subjects.append((kind, name))
             case AddSnapshot(entry):
                 subjects.append(entry.id)
+            case DropSnapshots(snapshots):
+                subjects += snapshots
             case SetValue(name, value):
                 _require(name in VALUE_NAMES, f"the values are {', '.join(VALUE_NAMES)}, not {name!r}")
                 _require(
@@ -403,6 +454,23 @@ def _violation(view: CatalogView, precondition: Precondition) -> tuple[object] |
         case Retained(snapshots):
             missing = [snapshot for snapshot in snapshots if view.snapshot(snapshot) is None]
             return (missing,) if missing else None
+        case NotHeld(unwanted, now_us, besides):
+            held = [
+                snapshot
+                for kind in RefKind
+                for name, snapshot in view.iter_refs(kind)
+                if (kind, name) not in besides
+            ]
+            held += [
+                entry.snapshot
+                for entry in view.iter_sessions()
+                if entry.snapshot is not None and entry.expires_us > now_us
+            ]
+            kept = sorted(unwanted.intersection(held))
+            return (kept,) if kept else None
+        case BranchesAre(patterns, expected_branches):
+            branches = matching_branches(view, patterns)
+            return None if branches == expected_branches else (branches,)
         case EpochIs(epoch):
             return None if view.epoch == epoch else (view.epoch,)
         case PacksUsable(packs):
@@ -418,3 +486,15 @@ def _violation(view: CatalogView, precondition: Precondition) -> tuple[object] |
             return None if value == wanted_value else (value,)
         case SessionOpen(session):
             return None if view.session(session) is not None else (session,)
+        case SessionIs(entry):
+            registered = view.session(entry.session)
+            return None if registered == entry else (registered,)
+
+
+def matching_branches(view: CatalogView, patterns: tuple[str, ...]) -> tuple[tuple[str, SnapshotId], ...]:
+    """Return the branches with one of these names or globs, and what they hold, sorted by name."""
+    return tuple(
+        (name, snapshot)
+        for name, snapshot in (view.iter_refs(RefKind.BRANCH) if patterns else ())
+        if any(fnmatchcase(name, pattern) for pattern in patterns)
+    )

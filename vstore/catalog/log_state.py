@@ -36,7 +36,7 @@ INLINE_BYTES = 10 * 1024
 KEPT_TXIDS = 256
 """So many transactions can be told apart without reading a page."""
 
-_COLD = (Space.SNAPSHOT, Space.OPERATION)
+_COLD = (Space.SNAPSHOT, Space.OPERATION, Space.EXPIRED)
 _COLD_KEPT_BYTES = 2 * 1024
 _HOT_BYTES = 4 * 1024
 _HOT_KEPT_BYTES = 1024
@@ -64,6 +64,8 @@ def apply(record: LogRecord, planned: Plan, nonce: bytes) -> LogRecord:
 
     for edit in planned.edits:
         put(edit.space, edit.key, edit.value)
+    for snapshot in planned.dropped:
+        put(Space.SNAPSHOT, snapshot, None)
     for entry in planned.entries:
         put(Space.SNAPSHOT, entry.id, encode_entry(entry))
     operation = planned.operation

@@ -7,9 +7,11 @@ two primitive look-ups, which `sqlite` and `log` supply. All pure.
 
 from __future__ import annotations
 
+import heapq
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from enum import IntEnum
+from itertools import groupby, islice
 from typing import Any
 
 import msgspec
@@ -21,6 +23,7 @@ from vstore.catalog.base import (
     AdvanceEpoch,
     CloseSession,
     DropRef,
+    DropSnapshots,
     Identity,
     MarkPacks,
     OpenSession,
@@ -33,6 +36,7 @@ from vstore.catalog.base import (
 )
 from vstore.errors import FormatError, InvalidInputError, UnsupportedFormatError
 from vstore.format.record import (
+    ExpiredEntry,
     Operation,
     OperationKind,
     PackMark,
@@ -43,11 +47,14 @@ from vstore.format.record import (
     SnapshotEntry,
     entry_from_wire,
     entry_to_wire,
+    expired_from_wire,
+    expired_to_wire,
     is_recordable,
     operation_from_wire,
     operation_to_wire,
     pack_state_from_wire,
     session_from_wire,
+    session_to_wire,
 )
 from vstore.format.refs import BlobRef, message_shape, pack_message, unpack_message
 from vstore.ids import (
@@ -74,11 +81,13 @@ class Space(IntEnum):
     PACK = 4
     """Pack id and mark (u8): [pack id, mark, epoch, target]."""
     SESSION = 5
-    """Session id: [session id, epoch, opened, expires]."""
+    """Session id: [session id, epoch, opened, expires], and of a lease its snapshot id."""
     SNAPSHOT = 6
     """Snapshot id: snapshot entry."""
     OPERATION = 7
     """Sequence (u64, big-endian): operation."""
+    EXPIRED = 8
+    """Snapshot id: [parents, time, depth, jump]."""
 
 
 class Edit(msgspec.Struct, frozen=True):
@@ -90,10 +99,11 @@ class Edit(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What a transaction comes to: `edits` hold all but the operation and the new snapshot entries."""
+    """What a transaction comes to: `edits` hold all but the operation, and the snapshot entries that come and go."""
 
     operation: Operation
     entries: tuple[SnapshotEntry, ...]
+    dropped: tuple[SnapshotId, ...]
     edits: tuple[Edit, ...]
     epoch: int
 
@@ -142,6 +152,7 @@ def plan(view: StateView, transaction: Transaction, sequence: int) -> Plan:
     edits: list[Edit] = []
     changes: list[RefChange] = []
     entries: list[SnapshotEntry] = []
+    dropped: list[SnapshotId] = []
     epoch = view.epoch
     for update in transaction.updates:
         match update:
@@ -150,6 +161,13 @@ def plan(view: StateView, transaction: Transaction, sequence: int) -> Plan:
             case AddSnapshot(entry):
                 if not view.seems_retained(entry.id):
                     entries.append(_checked_entry(entry))
+            case DropSnapshots(snapshots):
+                for retained in filter(None, map(view.snapshot, snapshots)):
+                    dropped.append(retained.id)
+                    expired = ExpiredEntry(
+                        retained.id, retained.parents, retained.time_us, retained.depth, retained.jump
+                    )
+                    edits.append(Edit(Space.EXPIRED, expired.id, pack_message(expired_to_wire(expired))))
             case AdvanceEpoch():
                 epoch += 1
             case _:
@@ -163,14 +181,14 @@ def plan(view: StateView, transaction: Transaction, sequence: int) -> Plan:
         tuple(changes),
         transaction.details,
     )
-    return Plan(_checked_operation(operation), tuple(entries), tuple(edits), epoch)
+    return Plan(_checked_operation(operation), tuple(entries), tuple(dropped), tuple(edits), epoch)
 
 
 def plan_no_operation(view: StateView, transaction: Transaction) -> Plan:
     """Return an operation that changes nothing, to take the number under which `transaction` might still appear."""
     kind = OperationKind.NO_OPERATION
     operation = Operation(view.sequence + 1, new_transaction_id(), kind, transaction.time_us, "", (), {})
-    return Plan(operation, (), (), view.epoch)
+    return Plan(operation, (), (), (), view.epoch)
 
 
 def _plan_ref(
@@ -201,7 +219,7 @@ def _plain_edits(view: StateView, update: Update) -> Iterator[Edit]:
                 if state.mark in (PackMark.CONDEMNED, PackMark.REPLACING):
                     yield Edit(Space.PACK, pack_key(state.pack, state.mark), None)
         case OpenSession(entry):
-            yield Edit(Space.SESSION, entry.session, pack_message(tuple(entry)))
+            yield Edit(Space.SESSION, entry.session, pack_message(session_to_wire(entry)))
         case CloseSession(session):
             yield Edit(Space.SESSION, session, None)
         case _:
@@ -339,14 +357,17 @@ class StateView(ABC):
         value = self._get(Space.SNAPSHOT, snapshot)
         return None if value is None else decode_entry(value)
 
+    def expired(self, snapshot: SnapshotId) -> ExpiredEntry | None:
+        value = self._get(Space.EXPIRED, snapshot)
+        return None if value is None else _expired(snapshot, value)
+
     def find_snapshots(self, prefix: str, limit: int) -> list[SnapshotId]:
         start, stop = prefix_range(prefix)
-        found: list[SnapshotId] = []
-        for snapshot in self._snapshot_ids(start, stop, limit):
-            if len(found) == limit:
-                break
-            found.append(snapshot)
-        return found
+        retained = self._snapshot_ids(start, stop, limit)
+        expired = (SnapshotId(key) for key, _ in self._scan(Space.EXPIRED, start, stop))
+        # One that was retained again is both.
+        merged = (snapshot for snapshot, _ in groupby(heapq.merge(retained, expired)))
+        return list(islice(merged, limit))
 
     def _snapshot_ids(self, start: bytes, stop: bytes | None, limit: int) -> Iterator[SnapshotId]:
         """Yield ids of retained snapshots with start <= id < stop, sorted; the first `limit` or more."""
@@ -356,6 +377,10 @@ class StateView(ABC):
     def iter_snapshots(self) -> Iterator[SnapshotEntry]:
         for _, value in self._scan(Space.SNAPSHOT):
             yield decode_entry(value)
+
+    def iter_expired(self) -> Iterator[ExpiredEntry]:
+        for key, value in self._scan(Space.EXPIRED):
+            yield _expired(SnapshotId(key), value)
 
     def value(self, name: str) -> bytes | None:
         return self._get(Space.VALUE, text_key(name))
@@ -375,6 +400,10 @@ class StateView(ABC):
     def iter_sessions(self) -> Iterator[SessionEntry]:
         for _, value in self._scan(Space.SESSION):
             yield session_from_wire(unpack_message(value, "session entry"))
+
+
+def _expired(snapshot: SnapshotId, value: bytes) -> ExpiredEntry:
+    return expired_from_wire(snapshot, unpack_message(value, "expired snapshot's entry"))
 
 
 def _pack_state(value: bytes) -> PackState:

@@ -1,4 +1,4 @@
-"""What the catalog holds, as values with msgpack forms: snapshot entries, operations, pack marks, sessions.
+"""What the catalog holds, as values with msgpack forms: entries of snapshots, operations, pack marks, sessions.
 
 Each has `to_wire`, a msgpack-able tuple, and `from_wire`, which checks every field. Both catalogs keep these same
 bytes, so that one can be converted into the other. The log catalog's record is in `log_record`.
@@ -7,7 +7,7 @@ bytes, so that one can be converted into the other. The log catalog's record is 
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from vstore.format.refs import BlobRef, expect, to_size
 from vstore.ids import DIGEST_SIZE, PACK_ID_SIZE, Digest, PackId, SessionId, SnapshotId, TransactionId
@@ -49,6 +49,9 @@ class OperationKind(IntEnum):
     RESTORE = 20
     PROTECT_BRANCH = 21
     UNPROTECT_BRANCH = 22
+    EXPIRE = 23
+    COLLECT = 24
+    COMPACT = 25
 
 
 class PackMark(IntEnum):
@@ -84,6 +87,19 @@ class SnapshotEntry(NamedTuple):
         return SnapshotId(self.ref.digest)
 
 
+class ExpiredEntry(NamedTuple):
+    """What history keeps of an expired snapshot: when it was made and how it descends, for those that come from it."""
+
+    id: SnapshotId
+    parents: tuple[SnapshotId, ...]
+    time_us: int
+    depth: int
+    jump: SnapshotId | None
+
+
+HistoryEntry: TypeAlias = SnapshotEntry | ExpiredEntry
+
+
 class RefChange(NamedTuple):
     """A ref before and after an operation; None is absent."""
 
@@ -115,12 +131,16 @@ class PackState(NamedTuple):
 
 
 class SessionEntry(NamedTuple):
-    """A registered session: gc leaves its packs alone until it is closed. `expires_us` is only shown."""
+    """A registered session: gc leaves its packs alone until it is closed. `expires_us` is only shown.
+
+    With a `snapshot` it is a reader's lease: the snapshot does not expire before `expires_us`.
+    """
 
     session: SessionId
     epoch: int
     opened_us: int
     expires_us: int
+    snapshot: SnapshotId | None = None
 
 
 def entry_to_wire(entry: SnapshotEntry) -> tuple[Any, ...]:
@@ -159,6 +179,23 @@ def entry_from_wire(value: Any) -> SnapshotEntry:
         to_size(offset, "stretch offset"),
         to_size(length, "stretch length"),
         info,
+    )
+
+
+def expired_to_wire(entry: ExpiredEntry) -> tuple[Any, ...]:
+    """Return all but the id, which is the key."""
+    return tuple(entry[1:])
+
+
+def expired_from_wire(snapshot: SnapshotId, value: Any) -> ExpiredEntry:
+    parents, time_us, depth, jump = _fields(value, 4, "expired snapshot's entry")
+    expect(isinstance(parents, list), "an expired snapshot's parents are malformed")
+    return ExpiredEntry(
+        snapshot,
+        tuple(SnapshotId(_bytes(parent, DIGEST_SIZE)) for parent in parents),
+        to_size(time_us, "time", MAX_TIME_US),
+        to_size(depth, "depth", 2**48),
+        _optional_id(jump),
     )
 
 
@@ -212,6 +249,10 @@ def pack_state_from_wire(value: Any) -> PackState:
     )
 
 
+def session_to_wire(entry: SessionEntry) -> tuple[Any, ...]:
+    return tuple(entry) if entry.snapshot is not None else tuple(entry[:4])
+
+
 def session_from_wire(value: Any) -> SessionEntry:
     session, epoch, opened_us, expires_us = _fields(value, 4, "session entry")
     return SessionEntry(
@@ -219,6 +260,7 @@ def session_from_wire(value: Any) -> SessionEntry:
         to_size(epoch, "epoch", 2**62),
         to_size(opened_us, "time", MAX_TIME_US),
         to_size(expires_us, "time", MAX_TIME_US),
+        _optional_id(value[4]) if len(value) > 4 else None,
     )
 
 

@@ -26,7 +26,9 @@ from vstore.catalog.sqlite.pool import Pool
 from vstore.catalog.sqlite.rows import (
     INDEX,
     Head,
+    decode_operation_row,
     index_crc,
+    log_row_of,
     table_of,
     write_head,
     write_log_row,
@@ -46,12 +48,15 @@ from vstore.errors import (
     VStoreError,
 )
 from vstore.format.record import SnapshotEntry
-from vstore.ids import TransactionId, new_nonce
+from vstore.ids import SnapshotId, TransactionId, new_nonce
 from vstore.keys.objects import SQLITE_FILE
 from vstore.storage.files import storage_error, sync_directory
 from vstore.storage.mounts import is_local_filesystem
 
 __all__ = ["SqliteCatalog"]
+
+
+_FREE_PART = 4
 
 
 class SqliteCatalog:
@@ -194,6 +199,16 @@ class SqliteCatalog:
             transaction_id=text,
         )
 
+    def tidy(self) -> None:
+        """Give the pages that expired snapshots leave free back to the file system, once they are a quarter of all."""
+        with self._pool.lend() as connection:
+            ((free,),) = connection.rows("PRAGMA freelist_count")
+            ((pages,),) = connection.rows("PRAGMA page_count")
+            if free * _FREE_PART > pages:
+                # Waits for readers and writers as an update does; durable as one.
+                connection.rows("VACUUM")
+            connection.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def check(self) -> list[str]:
         found: list[str] = []
         with self._pool.lend() as connection:
@@ -223,6 +238,8 @@ def apply_plan(connection: Connection, view: SqliteView, planned: Plan, verified
         edits += [Edit(Space.SNAPSHOT, entry.id, encode_entry(entry)) for entry in planned.entries]
     else:
         head = head.with_tally(INDEX, head.tally(INDEX).plus(index_crc(single.id)))
+    for snapshot in planned.dropped:
+        head = _drop_snapshot(connection, view, head, snapshot)
     crc = write_log_row(connection, planned.operation, single)
     if single is not None:
         verified.remember_entry(single, crc)
@@ -231,6 +248,16 @@ def apply_plan(connection: Connection, view: SqliteView, planned: Plan, verified
     head = Head(planned.operation.sequence, planned.epoch, head.identity, head.tallies)
     verified.head = write_head(connection, head), head
     return head
+
+
+def _drop_snapshot(connection: Connection, view: SqliteView, head: Head, snapshot: SnapshotId) -> Head:
+    """Remove a retained snapshot's entry, which is in the row of the operation that added it or in one of its own."""
+    row = log_row_of(connection, snapshot)
+    if row is None:
+        old = view.take_crc(Space.SNAPSHOT, snapshot)
+        return _apply_edit(connection, head, Edit(Space.SNAPSHOT, snapshot, None), old)
+    write_log_row(connection, decode_operation_row(connection.path, row), None)
+    return head.with_tally(INDEX, head.tally(INDEX).minus(index_crc(snapshot)))
 
 
 def _apply_edit(connection: Connection, head: Head, edit: Edit, old: int | None) -> Head:

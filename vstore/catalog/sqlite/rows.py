@@ -35,6 +35,7 @@ from vstore.ids import SnapshotId, TransactionId
 HEAD_SPACE = 0
 INDEX = 0
 """The tally of the snapshot ids in `log`, which are found through an index."""
+LOG_COLUMNS = "SELECT sequence, txid, snapshot, body, crc FROM log"
 STATE_TABLE = "state"
 SNAPSHOTS_TABLE = "snapshots"
 
@@ -82,7 +83,7 @@ class Head(msgspec.Struct, frozen=True):
 
 def table_of(space: int) -> str:
     """Return the table that holds a space. Snapshots, which may be many, slow down no search for a ref."""
-    return SNAPSHOTS_TABLE if space == Space.SNAPSHOT else STATE_TABLE
+    return SNAPSHOTS_TABLE if space in (Space.SNAPSHOT, Space.EXPIRED) else STATE_TABLE
 
 
 class _HeadFields(msgspec.Struct, array_like=True):
@@ -96,7 +97,7 @@ _HEAD = message_shape(_HeadFields)
 
 
 class LogRow(NamedTuple):
-    """A row of `log`; `snapshot` is the one that it added, if it added just one."""
+    """A row of `log`; `snapshot` is the one that it added, if it added just one, until that expires."""
 
     sequence: int
     transaction: TransactionId
@@ -192,15 +193,21 @@ def check_log_row(path: str, sequence: Any, transaction: Any, snapshot: Any, bod
 
 
 def write_log_row(connection: Connection, operation: Operation, entry: SnapshotEntry | None) -> int:
-    """Append an operation, with the one snapshot that it adds, and return the row's checksum."""
+    """Put an operation, with the one snapshot that it added and that is still retained; return the row's checksum."""
     snapshot = None if entry is None else entry.id
     message = pack_message(
         (operation_to_wire(operation)[2:], None if entry is None else entry_to_wire(entry))
     )
     row = LogRow(operation.sequence, operation.transaction, snapshot, _deflate(message, snapshot))
     crc = log_crc(row)
-    connection.rows("INSERT INTO log VALUES (?, ?, ?, ?, ?)", *row, crc)
+    connection.rows("INSERT OR REPLACE INTO log VALUES (?, ?, ?, ?, ?)", *row, crc)
     return crc
+
+
+def log_row_of(connection: Connection, snapshot: SnapshotId) -> LogRow | None:
+    """Return the row of the operation that added a snapshot which is still retained, or None."""
+    rows = connection.rows(f"{LOG_COLUMNS} WHERE snapshot = ?", snapshot)
+    return check_log_row(connection.path, *rows[0]) if rows else None
 
 
 def decode_operation_row(path: str, row: LogRow) -> Operation:

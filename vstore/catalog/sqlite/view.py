@@ -14,6 +14,7 @@ from vstore.catalog.sqlite.connection import Connection, damage
 from vstore.catalog.sqlite.rows import (
     HEAD_SPACE,
     INDEX,
+    LOG_COLUMNS,
     SNAPSHOTS_TABLE,
     STATE_TABLE,
     Head,
@@ -25,6 +26,7 @@ from vstore.catalog.sqlite.rows import (
     decode_operation_row,
     index_crc,
     log_crc,
+    log_row_of,
     read_head,
     table_of,
 )
@@ -42,7 +44,6 @@ _REMEMBERED_ROWS = 64
 _BEYOND = b"\xff" * 64
 """Greater than any key."""
 _INDEX_NAME = "log_snapshot"
-_LOG_COLUMNS = "SELECT sequence, txid, snapshot, body, crc FROM log"
 
 
 class Verified:
@@ -191,7 +192,7 @@ class SqliteView(StateView):
     # Snapshots: those that came alone are in the log, the others in a table of their own.
 
     def snapshot(self, snapshot: SnapshotId) -> SnapshotEntry | None:
-        row = self._log_row_of(snapshot)
+        row = log_row_of(self._connection, snapshot)
         if row is None:
             entry = super().snapshot(snapshot)
             if entry is None:
@@ -215,10 +216,6 @@ class SqliteView(StateView):
             Space.SNAPSHOT,
         )
         return bool(rows)
-
-    def _log_row_of(self, snapshot: SnapshotId) -> LogRow | None:
-        rows = self._connection.rows(f"{_LOG_COLUMNS} WHERE snapshot = ?", snapshot)
-        return check_log_row(self._path, *rows[0]) if rows else None
 
     def _snapshot_ids(self, start: bytes, stop: bytes | None, limit: int) -> Iterator[SnapshotId]:
         self._verify_index()
@@ -284,7 +281,7 @@ class SqliteView(StateView):
         expected = self.sequence if before is None else min(self.sequence, before - 1)
         while expected >= oldest:
             rows = self._connection.rows(
-                f"{_LOG_COLUMNS} WHERE sequence BETWEEN ? AND ? ORDER BY sequence DESC LIMIT ?",
+                f"{LOG_COLUMNS} WHERE sequence BETWEEN ? AND ? ORDER BY sequence DESC LIMIT ?",
                 oldest,
                 expected,
                 _ROWS_AT_ONCE,
