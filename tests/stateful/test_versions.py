@@ -6,8 +6,6 @@ Keys are chosen so that documents, chunks of all encodings, and plain values mee
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
