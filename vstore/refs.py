@@ -45,7 +45,6 @@ from vstore.errors import (
     RefNotFoundError,
     SessionStateError,
     SnapshotExpiredError,
-    SnapshotNotFoundError,
     StorageError,
 )
 from vstore.format.record import Operation, OperationKind, RefChange, RefKind
@@ -134,7 +133,7 @@ def _raise_refusal(refusal: Refusal, kind: OperationKind) -> NoReturn:
                 f"a deleted tag was called {name!r}, and its name stays taken. Choose another, or pass force=True."
             )
         case Retained(snapshots):
-            raise SnapshotNotFoundError(f"snapshot {snapshots[0].hex()} has expired meanwhile.")
+            raise SnapshotExpiredError(f"snapshot {snapshots[0].hex()} has expired meanwhile.")
         case ValueIs(name, _):
             raise ConflictError(f"the repository's {name} was changed by somebody else meanwhile. Try again.")
         case other:

@@ -135,7 +135,7 @@ class Entry(Protocol):
 
 
 class Graph:
-    """A repository's whole history, retained and expired, by rows. About 300 bytes a snapshot."""
+    """A repository's whole history, retained and expired, by rows. Deciding takes about 400 bytes a snapshot."""
 
     def __init__(self, retained: Iterable[Entry], expired: Iterable[Entry] = ()) -> None:
         self.ids: list[SnapshotId] = []
