@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vstore.format.refs import BlobRef
-from vstore.ids import Digest, PackId
+from vstore.ids import Digest, PackId, blake3_digest
 from vstore.ops.pack_index import NO_BLOBS, BlobColumns, concatenate
 
 _SETTLE_ROWS = 65_536
@@ -78,6 +78,11 @@ class PackFindings:
             first = first[np.argsort(blobs.offsets[first], kind="stable")]
             self._parts, self._loose = [BadBlobs(blobs.take(first), problems[first])], 0
         return self._parts[0]
+
+    def fingerprint(self) -> str:
+        """Return what tells these findings from others of the same pack."""
+        digests = np.ascontiguousarray(self.bad_blobs().blobs.digests)
+        return f"{self.whole} {blake3_digest(digests.tobytes()).hex()}"
 
     def describe(self, row: int) -> str:
         """Say what is wrong with a bad blob."""

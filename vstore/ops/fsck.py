@@ -124,7 +124,9 @@ def _source_handle(mine: Handle, theirs: Handle) -> Handle:
             f"{theirs.catalog.identity.repository.hex()}, not {mine.catalog.identity.repository.hex()}. Nothing was "
             "changed; give a copy, which has the same id."
         )
-    if theirs.storage.url == mine.storage.url:
+    # Stores in memory have no names of their own.
+    is_named = not mine.storage.url.startswith("memory:")
+    if theirs.storage is mine.storage or (is_named and theirs.storage.url == mine.storage.url):
         raise InvalidInputError(
             f"{mine.storage.url} can't be repaired from itself: give the location of a copy."
         )
@@ -244,10 +246,10 @@ class _Fsck:
 
     def _repair(self, seen: _Seen, read: Findings, source: Handle) -> _Seen:
         """Put packs back until nothing more can be: what was hidden below a damaged page shows after its repair."""
-        tried: dict[PackId, tuple[str, int]] = {}
+        tried: dict[PackId, str] = {}
         for _ in range(_MAX_ROUNDS):
             findings = _joined(seen, read)
-            signs = {pack: (found.whole, len(found.bad_blobs().blobs)) for pack, found in findings}
+            signs = {pack: found.fingerprint() for pack, found in findings}
             # What a repair did not change is not tried again.
             due = findings.only(lambda pack, signs=signs: tried.get(pack) != signs[pack])  # type: ignore[misc]
             if not len(due):

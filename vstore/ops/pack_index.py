@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +35,8 @@ _FIBONACCI = np.uint64(0x9E37_79B9_7F4A_7C15)
 Mask: TypeAlias = npt.NDArray[np.bool_]
 
 
-class BlobColumns(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class BlobColumns:
     """Blobs of one pack: `digests` u8[n, 32], `offsets` and `lengths` u64[n], `kinds` (`BlobKind`) u8[n]."""
 
     digests: npt.NDArray[np.uint8]
@@ -99,7 +101,12 @@ def join_columns(parts: Sequence[BlobColumns]) -> BlobColumns:
 
 def concatenate(parts: Sequence[BlobColumns]) -> BlobColumns:
     """Return the rows of `parts`, one after the other."""
-    return BlobColumns(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    return BlobColumns(
+        np.concatenate([part.digests for part in parts]),
+        np.concatenate([part.offsets for part in parts]),
+        np.concatenate([part.lengths for part in parts]),
+        np.concatenate([part.kinds for part in parts]),
+    )
 
 
 class PackIndex:

@@ -1,7 +1,7 @@
 """Makes a new catalog from the packs when the old one is lost: snapshots are blobs, and name all that they need.
 
-`look` finds the snapshots, tells which are complete, and lists the heads: those that are no one's parent. Which of
-them were branches and tags nobody knows but the user, who names them; `rebuild` then makes the catalog. All complete
+The snapshots are found, it is told which are complete, and the heads are listed: those that are no one's parent.
+Which of them were branches and tags nobody knows but the user, who names them; then the catalog is made. All complete
 snapshots are retained, so that nothing that may be wanted is garbage. Nothing that is there is changed or deleted.
 """
 
@@ -91,8 +91,9 @@ class FoundSnapshot(NamedTuple):
 class RebuildReport:
     """What was found, and made of it.
 
-    `heads` are the complete snapshots that are no complete one's parent, newest first: the heads of branches, tags that
-    are elsewhere, and also what was amended, reset or never committed. `unreadable_packs` may hold more.
+    `heads` are the complete snapshots from which no other one descends, newest first: the heads of branches, and also
+    what was amended or reset away, flushed, or never committed; of such a one `parent_ids` say what the branch held.
+    Any complete snapshot may be named, not only these. `unreadable_packs` may hold more.
     `branches` and `tags` are what the new catalog has; without any, none was made.
     """
 
@@ -375,11 +376,14 @@ def _place(
 def _fill_report(
     report: RebuildReport, decoded: Mapping[SnapshotId, Snapshot], complete: set[SnapshotId]
 ) -> None:
-    parents = {parent for snapshot in complete for parent in decoded[snapshot].parents}
+    # Of complete snapshots, also through incomplete ones.
+    ancestors: set[SnapshotId] = set()
     newest_first = sorted(decoded, key=lambda each: (-decoded[each].time_us, each))
     report.snapshots = len(decoded)
     for snapshot in newest_first:
-        if snapshot not in complete or snapshot not in parents:
+        if snapshot in complete or snapshot in ancestors:
+            ancestors.update(decoded[snapshot].parents)
+        if snapshot not in complete or snapshot not in ancestors:
             described = _described(snapshot, decoded[snapshot], snapshot in complete)
             (report.heads if snapshot in complete else report.incomplete).append(described)
 

@@ -9,7 +9,7 @@ guessed, nothing is deleted; what no source has is left out and reported. A cras
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -204,7 +204,7 @@ class _Repairer:
                     continue
                 found, offsets = index.locate(blobs)
                 if found.any():
-                    there = blobs._replace(offsets=offsets).take(found)
+                    there = replace(blobs, offsets=offsets).take(found)
                     order = np.argsort(there.offsets, kind="stable")
                     intact = iter_intact(indexes.storage, place, there.take(order))
                     filling.take(rows[found][order], intact, True)
@@ -321,7 +321,7 @@ def _appended(blobs: BlobColumns, more: BlobColumns) -> BlobColumns:
     end = int(_ends(blobs).max()) if len(blobs) else HEADER_SIZE
     sizes = _ends(more) - more.offsets
     starts = np.uint64(end) + np.cumsum(sizes, dtype=np.uint64) - sizes
-    return concatenate((blobs, more._replace(offsets=starts)))
+    return concatenate((blobs, replace(more, offsets=starts)))
 
 
 def _count_left(filling: _Filling, blobs: BlobColumns, wanted: Wanted) -> int:

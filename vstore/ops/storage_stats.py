@@ -160,12 +160,16 @@ def storage_stats(handle: Handle, *, top: int = 10, progress: Progress = silent)
 
 
 class _History:
-    """Retained snapshots, oldest first, and by which refs each is reached, as the bits of an int."""
+    """Retained snapshots, oldest first, and by which refs each is reached, as the bits of an int.
+
+    `loose` is the bit of those that no ref reaches.
+    """
 
     def __init__(self, view: CatalogView) -> None:
         self.refs = [(kind, name, snapshot) for kind in RefKind for name, snapshot in view.iter_refs(kind)]
         self.entries = sorted(view.iter_snapshots(), key=lambda entry: (entry.time_us, entry.id))
         known: list[HistoryEntry] = [*self.entries, *view.iter_expired()]
+        self.loose = 1 << len(self.refs)
         self._reached: dict[SnapshotId, int] = {}
         for bit, (_, _, snapshot) in enumerate(self.refs):
             self._reached[snapshot] = self._reached.get(snapshot, 0) | 1 << bit
@@ -176,7 +180,7 @@ class _History:
                 self._reached[parent] = self._reached.get(parent, 0) | bits
 
     def reached_by(self, entry: SnapshotEntry) -> int:
-        return self._reached.get(entry.id, 0)
+        return self._reached.get(entry.id, self.loose)
 
 
 class _Masks:
@@ -558,7 +562,9 @@ def _fill(stats: StorageStats, history: _History, census: _Census, sums: _Sums, 
     stats.unreadable = census.unreadable
     stats.arrays = {path: ArrayStats(path, *sizes) for path, sizes in sorted(sums.arrays.items())}
     masks = sums.masks.values
-    stats.unreferenced_bytes = sum(size for mask, size in sums.by_mask.items() if not masks[mask])
+    stats.unreferenced_bytes = sum(
+        size for mask, size in sums.by_mask.items() if masks[mask] == history.loose
+    )
     live = {entry.id: _live(census.blobs, entry) for entry in history.entries}
     for bit, (kind, name, snapshot) in enumerate(history.refs):
         stored = sum(size for mask, size in sums.by_mask.items() if masks[mask] >> bit & 1)
