@@ -183,7 +183,11 @@ class _Compactor:
             self._progress(done, len(sizes), "packs looked at")
             if pack in kept:
                 continue
-            footer = self._blobs.read_footer(pack)[1]
+            try:
+                footer = self._blobs.read_footer(pack)[1]
+            except ObjectNotFoundError:
+                # It was listed: another compact replaced it, and gc deleted it since.
+                continue
             live, _ = self._live_in(pack).find(footer.digests)
             found.append(Source(pack, size, int(footer.lengths[live].sum())))
         return found
