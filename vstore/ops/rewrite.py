@@ -9,9 +9,9 @@ Below: `session`, whose commit this is; above: `repository`, and `compact`, whic
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -187,7 +187,7 @@ class Rewriter:
             if target is not None:
                 offsets[rows] = self._places(target, manifest.digests[rows])
             sources[rows] = names.setdefault(pack if target is None else target, len(names))
-        moved = replace(manifest, offsets=offsets, sources=sources, packs=tuple(names))
+        moved = msgspec.structs.replace(manifest, offsets=offsets, sources=sources, packs=tuple(names))
         # In the order in which a manifest is written.
         return select_rows(moved, np.ones(len(moved), dtype=bool))
 

@@ -119,12 +119,12 @@ def test_what_a_dead_writer_staged_is_deleted(tmp_path: Path) -> None:
         hour_ago = (datetime.now(UTC) - timedelta(hours=1)).timestamp()
         os.utime(staged, (hour_ago, hour_ago))
         session = repository.writable_session("main")
-        write(session, {"value": b"v" * 100_000})
+        write(session, {"value": b"v" * 2_000_000})
         assert len(packs(repository, STAGING_PREFIX)) == 2
         repository.garbage_collect(FUTURE)
         assert staged.name not in {name.rpartition("/")[2] for name in packs(repository, STAGING_PREFIX)}
         session.commit("the living")
-        assert contents(repository.readonly_session("main")) == {"value": b"v" * 100_000}
+        assert contents(repository.readonly_session("main")) == {"value": b"v" * 2_000_000}
 
 
 def test_damaged_metadata_stops_gc(place: Place, repository: vstore.Repository) -> None:

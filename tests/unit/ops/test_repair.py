@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import vstore
@@ -278,7 +278,7 @@ def test_a_file_without_footer_is_rebuilt_from_refs(folder: Path, harm: Callable
 
 def faulty(repository: vstore.Repository, plan: FaultPlan) -> vstore.Repository:
     storage = FaultyStorage(repository.handle.storage, plan)
-    return vstore.Repository(replace(repository.handle, storage=storage))
+    return vstore.Repository(msgspec.structs.replace(repository.handle, storage=storage))
 
 
 def sabotage(pair: Pair) -> None:
