@@ -322,7 +322,7 @@ def test_what_is_out_of_reach_is_not_repaired(local_pair: Pair) -> None:
             raise StorageError(f"injected: {name} can't be read now")
 
     storage = Refusing(local_pair.storage)
-    repository = vstore.Repository(replace(local_pair.repository.handle, storage=storage))
+    repository = vstore.Repository(msgspec.structs.replace(local_pair.repository.handle, storage=storage))
     report = repository.fsck(repair_from=local_pair.copy)
     assert len(report.damages) == len(local_pair.before)
     assert report.repaired == []
