@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vstore.errors import FormatError, InternalError
-from vstore.format.columns import FEW, U64, EncodedColumn, decode_column, encode_column, encode_few
+from vstore.format.columns import U64, EncodedColumn, decode_column, encode_column, encode_few, is_few
 from vstore.format.envelope import BlobKind, Section, decode_envelope, encode_envelope
 from vstore.format.refs import expect, guard, message_shape, pack_message, unpack_message
 from vstore.ids import DIGEST_SIZE, PACK_ID_SIZE, BytesLike, PackId
@@ -127,7 +127,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
     """Return the manifest's envelope; zstd level 1 (level 3 was measured to gain under 1.5 %)."""
     if max(len(manifest.packs), len(manifest.locations), len(manifest.checksums)) > MAX_DICTIONARY:
         raise InternalError("a manifest's dictionaries exceed the format's limit")
-    columns = _encode_few(manifest) if len(manifest) <= FEW else _encode_many(manifest)
+    columns = _encode_few(manifest) if is_few(manifest) else _encode_many(manifest)
     columns |= {
         "packs": b"".join(manifest.packs),
         "locs": manifest.locations,
@@ -163,7 +163,7 @@ def _encode_many(manifest: Manifest) -> dict[str, Any]:
 
 
 def _encode_few(manifest: Manifest) -> dict[str, Any]:
-    """Do the same, with the same result, for at most `FEW` refs."""
+    """Do the same, with the same result, for few refs."""
     kinds, sources = manifest.kinds.tolist(), manifest.sources.tolist()
     offsets, lengths = manifest.offsets.tolist(), manifest.lengths.tolist()
     ends: dict[tuple[int, int], int] = {}

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from vstore.errors import FormatError
-from vstore.format.columns import FEW, EncodedColumn, decode_column, encode_column, encode_few
+from vstore.format.columns import EncodedColumn, decode_column, encode_column, encode_few, is_few
 from vstore.format.envelope import BlobKind, Envelope, Section, decode_envelope, encode_envelope
 from vstore.format.refs import (
     BlobRef,
@@ -114,7 +114,7 @@ def encode_page(level: int, entries: list[Entry]) -> bytes:
 
 
 def _encode_lengths(pieces: list[bytes]) -> EncodedColumn:
-    if len(pieces) <= FEW:
+    if is_few(pieces):
         return encode_few(list(map(len, pieces)))
     return encode_column(np.fromiter(map(len, pieces), np.uint64, len(pieces)))
 
