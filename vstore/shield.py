@@ -55,6 +55,9 @@ def run_shielded(work: Callable[[], R]) -> R:
             # Raises what the work raises, if it fails: the interrupt is its context then.
             task.future.result()
         raise
+    finally:
+        # An error's traceback holds this frame, and the task the error: what they hold, files too, is let go at once.
+        del task
 
 
 class _Task(Generic[R]):
@@ -72,6 +75,9 @@ class _Task(Generic[R]):
             self.future.set_result(self._work())
         except BaseException as error:  # noqa: BLE001
             self.future.set_exception(error)
+        finally:
+            # As in `run_shielded`.
+            del self
 
     def has_begun(self) -> bool:
         return not self._first.acquire(blocking=False)

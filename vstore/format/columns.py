@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import struct
+from collections.abc import Sized
 from enum import IntEnum
 from typing import Any, TypeAlias
 
@@ -36,18 +37,11 @@ class ColumnCode(IntEnum):
     DELTA = 3
 
 
-_FEW = 32
-"""Of so few values numpy's calls cost more than the work."""
-
 _ONE = np.uint64(1)
 _MASK = 2**64 - 1
+_FEW = 32
 _SIGN_SHIFT = np.int64(63)
 _CONSTANT = ColumnCode.CONSTANT
-
-
-def is_few(count: int) -> bool:
-    """Tell whether so many values are encoded more quickly as a list, by `encode_few`, with the same result."""
-    return count <= _FEW
 
 
 def encode_column(values: npt.NDArray[Any]) -> EncodedColumn:
@@ -55,7 +49,7 @@ def encode_column(values: npt.NDArray[Any]) -> EncodedColumn:
     column = np.ascontiguousarray(values, dtype=np.uint64)
     if len(column) == 0:
         return (ColumnCode.CONSTANT, 0, 0, b"")
-    if is_few(len(column)):
+    if is_few(column):
         return encode_few(column.tolist())
     first = int(column[0])
     steps = np.diff(column).view(np.int64)
@@ -73,8 +67,13 @@ def encode_column(values: npt.NDArray[Any]) -> EncodedColumn:
     return (ColumnCode.OFFSET, int(minimum), width, _to_planes(above, width))
 
 
+def is_few(values: Sized) -> bool:
+    """Tell whether values are so few that numpy's calls cost more than the work."""
+    return len(values) <= _FEW
+
+
 def encode_few(values: list[int]) -> EncodedColumn:
-    """Do the same, with the same result, for a list of few values."""
+    """Do what `encode_column` does, with the same result, for a list of few values."""
     first = values[0] if values else 0
     if values.count(first) == len(values):
         return (_CONSTANT, first, 0, b"")

@@ -111,7 +111,7 @@ def encode_page(level: int, entries: list[Entry]) -> bytes:
 
 
 def _encode_lengths(pieces: list[bytes]) -> EncodedColumn:
-    if is_few(len(pieces)):
+    if is_few(pieces):
         return encode_few(list(map(len, pieces)))
     return encode_column(np.fromiter(map(len, pieces), np.uint64, len(pieces)))
 

@@ -53,6 +53,23 @@ class NodeState(msgspec.Struct, frozen=True):
     array: ArrayState | None
 
 
+class KnownArrays:
+    """Arrays whose chunk keys need no routing, by path; another dict after each change of a node.
+
+    An object of its own, so that what tells it of changes does not hold the table: a worktree that nobody uses any more
+    must let go of its files at once, not when cycles are looked for.
+    """
+
+    __slots__ = ("by_path",)
+
+    def __init__(self) -> None:
+        self.by_path: dict[str, ChunkKeys] = {}
+
+    def forget(self) -> None:
+        # A new dict: a thread that routed a key by what was before puts it into the old one.
+        self.by_path = {}
+
+
 class Drafts(dict[str, NodeState | None]):
     """Edited nodes by path, which calls `changed` after each change and counts what lies below each path."""
 
@@ -110,17 +127,21 @@ class NodeTable:
         self._lock = lock
         self._contents = contents
         self.root = root
-        self.drafts = Drafts(self._forget_arrays)
+        self._known_arrays = KnownArrays()
+        self.drafts = Drafts(self._known_arrays.forget)
         self.values: dict[str, Content | None] = {}
-        self._hidden = HiddenFolders(self._forget_arrays)
+        self._hidden = HiddenFolders(self._known_arrays.forget)
         self.moved: set[NodeId] = set()
         """Nodes of the base that a move put elsewhere: what is made where they were is another node."""
         self._known: OrderedDict[str, NodeState | None] = OrderedDict()
-        self.arrays: dict[str, ChunkKeys] = {}
-        """Arrays whose chunk keys need no routing, by path; another dict after each change of a node.
+
+    @property
+    def arrays(self) -> dict[str, ChunkKeys]:
+        """The arrays whose chunk keys need no routing, by path; another dict after each change of a node.
 
         Whoever looks at nodes to put something here must have taken the dict before it looked.
         """
+        return self._known_arrays.by_path
 
     @property
     def hidden(self) -> set[str]:
@@ -129,12 +150,8 @@ class NodeTable:
 
     @hidden.setter
     def hidden(self, folders: Iterable[str]) -> None:
-        self._hidden = HiddenFolders(self._forget_arrays, folders)
-        self._forget_arrays()
-
-    def _forget_arrays(self) -> None:
-        # A new dict: a thread that routed a key by what was before puts it into the old one.
-        self.arrays = {}
+        self._hidden = HiddenFolders(self._known_arrays.forget, folders)
+        self._known_arrays.forget()
 
     def remember_array(self, arrays: dict[str, ChunkKeys], keys: ChunkKeys) -> None:
         """Keep an array in `arrays`, if no node lies below it."""

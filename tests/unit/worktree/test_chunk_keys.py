@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 
@@ -222,6 +224,21 @@ def test_an_edit_between_look_up_and_write_is_seen(
     assert raced.status() == ordered.status()
     for key in ("one/c/4", "one/c/5", "elsewhere/c/4"):
         assert raced.tree.read(key) == ordered.tree.read(key), key
+
+
+def test_a_worktree_is_let_go_without_looking_for_cycles(repository: vstore.Repository) -> None:
+    """It holds files: of its packs, and of the one being written."""
+    gc.collect()
+    gc.disable()
+    try:
+        session = repository.writable_session("main")
+        session.tree.set("one/c/5", b"x" * 600)
+        tree, writer = weakref.ref(session.tree.nodes), weakref.ref(session.tree.writer)
+        session.discard_changes()
+        assert tree() is None
+        assert writer() is None
+    finally:
+        gc.enable()
 
 
 def test_threads_that_write_while_the_array_grows_and_shrinks_lose_nothing(
