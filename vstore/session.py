@@ -89,6 +89,7 @@ class Session:
         """Return a worktree without changes; nothing is read for it."""
         if self._is_read_only:
             return self._tree_with(blobs, root, None)
+        import vstore.commit  # noqa: F401 - or a process's first commit would wait for it
         from vstore.blobs.writer import BlobWriter
 
         return self._tree_with(blobs, root, BlobWriter(self._handle.storage, self._register, self._id))

@@ -162,58 +162,20 @@ class BlobWriter:
                 self._write_here(batch)
             if held is not None:
                 return slot
-        self._write_run(pack, range(slot, slot + 1), (offset,), (digest,), (data,))
+        self._write_direct(pack, slot, offset, digest, data)
         return slot
 
     def put_many(self, blobs: Sequence[BytesLike], digests: Sequence[Digest]) -> list[int]:
-        """Take chunks and return their slots, as `put` does for each; where there is a file, by one write.
-
-        Memory holds no more of them than `put` would. On an error none of them is held, unless it was before.
-        """
-        limit = self._policy.direct_bytes
-        if limit is None or sum(map(len, blobs)) < limit:
-            return [self.put(blob, digest) for blob, digest in zip(blobs, digests, strict=True)]
-        self.check_usable()
-        with self._lock:
-            self._idle.wait_for(lambda: not self._has_batch)
-            self.check_usable()
-            slots, fresh = self._slots_of(digests)
-            new = [blobs[row] for row in fresh]
-            moving = range(len(self._pack_of), len(self._pack_of) + len(new))
-            self._pack_of.extend([_IN_MEMORY] * len(new))
-            self._offset_of.extend([0] * len(new))
-            names = [digests[row] for row in fresh]
-            if not new:
-                return slots
-            pack = self._open_pack()
-            kinds = [BlobKind.CHUNK] * len(new)
-            offsets = pack.place_all(moving, kinds, names, list(map(len, new)))
-            pack.writes += 1
-            self._start_move(dict(zip(moving, new, strict=True)))
-        self._write_run(pack, moving, offsets, names, new)
-        return slots
-
-    def _slots_of(self, digests: Sequence[Digest]) -> tuple[list[int], list[int]]:
-        """Return the blobs' slots, and which of them must be written: the first of each digest not known yet.
-
-        Those get the next slots, in order. The caller holds the lock.
-        """
-        known, waiting, next_slot = self._by_digest, self._waiting, len(self._pack_of)
-        if len(set(digests)) == len(digests) and known.keys().isdisjoint(digests):
-            return list(range(next_slot, next_slot + len(digests))), list(range(len(digests)))
+        """Take chunks and return their slots, as `put` does for each; on an error none of them is kept for this."""
         slots: list[int] = []
-        fresh: list[int] = []
-        added: dict[bytes, int] = {}
-        for row, digest in enumerate(digests):
-            slot = known.get(digest)
-            if slot is None:
-                slot = added.setdefault(digest, next_slot + len(fresh))
-                if slot == next_slot + len(fresh):
-                    fresh.append(row)
-            elif slot in waiting:
-                waiting[slot].users += 1
-            slots.append(slot)
-        return slots, fresh
+        try:
+            for blob, digest in zip(blobs, digests, strict=True):
+                slots.append(self.put(blob, digest))
+        except BaseException:
+            for slot in slots:
+                self.release(slot)
+            raise
+        return slots
 
     def _new_slot(self) -> int:
         self._pack_of.append(_IN_MEMORY)
@@ -318,38 +280,27 @@ class BlobWriter:
         if batch.buffer is not None:
             give_back(batch.buffer)
 
-    def _write_run(
-        self,
-        pack: OpenPack,
-        slots: range,
-        offsets: Sequence[int],
-        digests: Sequence[Digest],
-        data: Sequence[BytesLike],
-    ) -> None:
-        """Write blobs from where their owner has them into the room that was reserved for them."""
+    def _write_direct(self, pack: OpenPack, slot: int, offset: int, digest: Digest, data: BytesLike) -> None:
+        """Write a blob from where its owner has it into the room that was reserved for it."""
         try:
             try:
-                pack.write(offsets[0], data)
+                pack.write(offset, (data,))
             except BaseException:
                 with self._lock:
-                    pack.forget(offsets)
+                    pack.forget((offset,))
                     self._end_write(pack)
                 raise
             with self._lock:
-                self._pack_of[slots.start : slots.stop] = array("I", [pack.number]) * len(slots)
-                self._offset_of[slots.start : slots.stop] = array("Q", offsets)
-                # Only now may others share the slots: had the write failed, their chunks would be lost with it.
-                self._by_digest.update(zip(digests, slots, strict=True))
-                for _ in range(len(self._by_digest) - REMEMBERED_DIGESTS):
-                    self._by_digest.popitem(last=False)
-                # The data is its owner's again after this.
-                for slot in slots:
-                    del self._moving[slot]
+                self._pack_of[slot], self._offset_of[slot] = pack.number, offset
+                # Only now may others share the slot: had the write failed, their chunks would be lost with it.
+                self._remember(digest, slot)
+                # The data is the caller's again after this.
+                del self._moving[slot]
                 self._end_write(pack)
             self._seal_if_full()
         finally:
             with self._lock:
-                self._end_move(slots)
+                self._end_move((slot,))
 
     def _write_batch(self, batch: _Batch) -> None:
         """Move blobs from memory to the open pack; if that fails they wait again."""

@@ -270,17 +270,6 @@ def test_many_blobs_get_slots_and_places_like_single_ones(
             assert blake3_digest(storage.read(info.name, int(offset), int(length))) == digest.tobytes()
 
 
-def test_many_blobs_are_one_write(storage: LocalStorage) -> None:
-    storage.pack_policy = PackPolicy(10**6, 9_000, 10_000)
-    plan = FaultPlan()
-    writer = BlobWriter(FaultyStorage(storage, plan))
-    put_many(writer, [os.urandom(4096) for _ in range(100)])
-    assert [request.method for request in plan.requests if request.method == "write"] == ["write"]
-    before = len(plan.requests)
-    put_many(writer, [b"a few small ones wait", b"in memory"])
-    assert len(plan.requests) == before
-
-
 def test_a_waiting_blob_that_many_share_is_kept_for_each(storage: LocalStorage) -> None:
     writer = BlobWriter(storage)
     slot = put(writer, b"y" * 700)
