@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from vstore.leases import SessionInfo
     from vstore.merge.conflicts import Conflict, ConflictType, UseValue, VersionSelection
     from vstore.merge.solvers import BasicConflictSolver, ConflictDetector
+    from vstore.ops.rebuild import rebuild_catalog
     from vstore.repository import OperationInfo, Repository, SnapshotInfo, open  # noqa: A004
     from vstore.retention import RetentionPolicy
     from vstore.session import Session
@@ -130,6 +131,7 @@ __all__ = [
     "VirtualChunkModifiedError",
     "VirtualChunkUnauthorizedError",
     "open",
+    "rebuild_catalog",
     "__version__",
 ]
 
@@ -153,6 +155,7 @@ _HOMES = {
     "ValueChange": "vstore.changes.diff",
     "VersionSelection": "vstore.merge.conflicts",
     "open": "vstore.repository",
+    "rebuild_catalog": "vstore.ops.rebuild",
 }
 
 

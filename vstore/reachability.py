@@ -7,8 +7,8 @@ of reference here makes gc delete what is needed: tests/unit/test_reachability.p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +17,12 @@ from vstore.blobs.reader import BlobReader
 from vstore.errors import FormatError, StorageError
 from vstore.format.columns import U64
 from vstore.format.envelope import BlobKind
-from vstore.format.manifest import ChunkKind, Manifest
+from vstore.format.manifest import ChunkKind, Manifest, decode_manifest
 from vstore.format.node import (
-    Layer,
+    Content,
     Node,
     NodeTag,
+    TilePointer,
     Tiles,
     decode_node,
     decode_pointer,
@@ -29,11 +30,10 @@ from vstore.format.node import (
     path_of,
     tile_of,
 )
-from vstore.format.page import Child, Page, decode_child
+from vstore.format.page import Page, decode_child
 from vstore.format.record import SnapshotEntry
 from vstore.format.refs import BlobRef
 from vstore.ids import Digest, PackId
-from vstore.worktree.arrays import read_layer
 
 
 class NeededBlob(NamedTuple):
@@ -63,6 +63,9 @@ class NeededChunks(NamedTuple):
 
     def by_pack(self) -> Iterator[tuple[PackId, npt.NDArray[np.intp]]]:
         """Yield each pack with the rows of the chunks in it."""
+        if len(self.sources) and (self.sources == self.sources[0]).all():
+            yield self.packs[int(self.sources[0])], np.arange(len(self.sources))
+            return
         order = np.argsort(self.sources, kind="stable")
         starts = np.flatnonzero(np.diff(self.sources[order], prepend=np.uint32(2**32 - 1)))
         for rows in np.split(order, starts[1:]) if len(order) else ():
@@ -76,120 +79,193 @@ class Unreadable(NamedTuple):
     error: FormatError | StorageError
 
 
+Found: TypeAlias = NeededBlob | NeededChunks | Unreadable
+LeafVisitor: TypeAlias = Callable[[Page, NeededBlob], Iterable[Iterator[Found]]]
+"""Given a leaf and what it is: visits of what its entries need."""
+
+
+class TilePlace(NamedTuple):
+    """A tile of the array at `path`."""
+
+    path: str
+    tile: tuple[int, ...]
+    extents: tuple[int, ...]
+
+
 class Walk:
-    """Visits what snapshots need. `seen` holds the digests of the metadata that was visited."""
+    """Visits what snapshots need, each metadata blob once, however many snapshots share it.
+
+    A blob that lies in several packs is named once for each of them: whoever points at one needs that one. `spine`
+    holds the digests of the metadata blobs above what was yielded last, the snapshot's first. A visitor may be
+    overridden, as may `enters` (whether what is below a blob is visited; asked each time it is met) and `met_again`.
+    """
 
     def __init__(self, blobs: BlobReader) -> None:
-        self._blobs = blobs
-        self.seen: set[Digest] = set()
+        self.blobs = blobs
+        self.spine: list[Digest] = []
+        self._seen: set[Digest] = set()
+        self._named: set[bytes] = set()
 
-    def snapshot(self, entry: SnapshotEntry) -> Iterator[NeededBlob | NeededChunks | Unreadable]:
+    def snapshot(self, entry: SnapshotEntry) -> Iterator[Found]:
         """Yield all that a snapshot needs, but for what was yielded before."""
-        needed = NeededBlob(BlobKind.SNAPSHOT, entry.ref, f"snapshot {entry.id.hex()}")
-        if not self._is_new(needed.ref):
-            return
-        yield needed
-        try:
-            root = self._blobs.snapshot(entry.ref).root
-        except (FormatError, StorageError) as error:
-            yield Unreadable(needed, error)
-            return
-        yield from self._pages(root, f"the hierarchy of snapshot {entry.id.hex()}", self._leaf)
 
-    def _is_new(self, ref: BlobRef) -> bool:
-        if ref.digest in self.seen:
+        def below() -> Iterable[Iterator[Found]]:
+            root = self.blobs.snapshot(entry.ref).root
+            return self.hierarchy(entry, root.ref) if root is not None else ()
+
+        yield from self._metadata(
+            NeededBlob(BlobKind.SNAPSHOT, entry.ref, f"snapshot {entry.id.hex()}"), below
+        )
+
+    def catalog_page(self, ref: BlobRef) -> Iterator[Found]:
+        """Yield a page of the catalog itself, of those that `CatalogView.iter_pages` gives."""
+        yield from self._named_once(NeededBlob(BlobKind.PAGE, ref, "a page of the catalog"))
+
+    def enters(self, ref: BlobRef) -> bool:
+        """Tell whether to visit what is below a metadata blob, which was just met."""
+        if ref.digest in self._seen:
             return False
-        self.seen.add(ref.digest)
+        self._seen.add(ref.digest)
         return True
 
-    def _pages(
-        self,
-        root: Child | None,
-        what: str,
-        visit_leaf: Callable[[Page], Iterator[NeededBlob | NeededChunks | Unreadable]],
-    ) -> Iterator[NeededBlob | NeededChunks | Unreadable]:
-        pending = [] if root is None else [root.ref]
-        while pending:
-            ref = pending.pop()
-            if not self._is_new(ref):
-                continue
-            needed = NeededBlob(BlobKind.PAGE, ref, f"a page of {what}")
+    def met_again(self, digest: Digest) -> None:
+        """Hear of a metadata blob that is not entered again; `spine` is what it was met below."""
+
+    def _named_once(self, needed: NeededBlob) -> Iterator[NeededBlob]:
+        place = needed.ref.digest + needed.ref.pack
+        if place not in self._named:
+            self._named.add(place)
             yield needed
-            try:
-                page = self._blobs.page(ref)
-                below = [decode_child(value).ref for value in page.values] if page.level else []
-                found = [] if page.level else list(visit_leaf(page))
-            except (FormatError, StorageError) as error:
-                yield Unreadable(needed, error)
-                continue
-            pending += reversed(below)
-            yield from found
 
-    def _leaf(self, page: Page) -> Iterator[NeededBlob | NeededChunks | Unreadable]:
-        for key, tag, value in zip(page.keys, page.tags, page.values, strict=True):
-            name = path_of(key)
-            if tag == NodeTag.VALUE:
-                content = decode_value(value)
-                if isinstance(content, BlobRef):
-                    yield NeededBlob(BlobKind.CHUNK, content, f"value {name!r}")
-            else:
-                yield from self._node(name, decode_node(value))
-
-    def _node(self, path: str, node: Node) -> Iterator[NeededBlob | NeededChunks | Unreadable]:
-        for name, content in node.documents.items():
-            if isinstance(content, BlobRef):
-                yield NeededBlob(BlobKind.DOCUMENT, content, f"document {name} of {path!r}")
-        if node.tiles is not None:
-            yield from self._tiles(path, node.tiles)
-
-    def _tiles(self, path: str, tiles: Tiles) -> Iterator[NeededBlob | NeededChunks | Unreadable]:
-        for key, pointer in tiles.few.items():
-            for layer in pointer.layers:
-                yield from self._layer(path, tile_of(key), tiles.extents, layer)
-
-        def leaf(page: Page) -> Iterator[NeededBlob | NeededChunks | Unreadable]:
-            for key, value in zip(page.keys, page.values, strict=True):
-                for layer in decode_pointer(value).layers:
-                    yield from self._layer(path, tile_of(key), tiles.extents, layer)
-
-        yield from self._pages(tiles.root, f"array {path!r}", leaf)
-
-    def _layer(
-        self, path: str, tile: tuple[int, ...], extents: tuple[int, ...], layer: Layer
-    ) -> Iterator[NeededBlob | NeededChunks | Unreadable]:
-
-        needed = None
-        if isinstance(layer.manifest, BlobRef):
-            if not self._is_new(layer.manifest):
-                return
-            needed = NeededBlob(BlobKind.MANIFEST, layer.manifest, f"a manifest of array {path!r}")
-            yield needed
-        try:
-            manifest = read_layer(self._blobs, layer)
-        except (FormatError, StorageError) as error:
-            if needed is None:
-                raise
-            yield Unreadable(needed, error)
+    def _metadata(
+        self, needed: NeededBlob, below: Callable[[], Iterable[Iterator[Found]]]
+    ) -> Iterator[Found]:
+        """Yield a metadata blob and, the first time, all that is below it, which `below` finds by reading it."""
+        yield from self._named_once(needed)
+        digest = needed.ref.digest
+        if not self.enters(needed.ref):
+            self.met_again(digest)
             return
-        yield from _chunks(path, tile, extents, manifest)
+        self.spine.append(digest)
+        try:
+            visits = below()
+        except (FormatError, StorageError) as error:
+            yield Unreadable(needed, error)
+            visits = ()
+        for visit in visits:
+            yield from visit
+        self.spine.pop()
 
+    # --- visitors: each yields one kind of what is needed ----------------------------------------------------
 
-def _chunks(
-    path: str, tile: tuple[int, ...], extents: tuple[int, ...], manifest: Manifest
-) -> Iterator[NeededChunks]:
-    if not manifest.packs:
-        return
-    rows: slice | npt.NDArray[np.intp] = slice(None)
-    if (manifest.kinds != ChunkKind.STORED).any():
-        rows = np.flatnonzero(manifest.kinds == ChunkKind.STORED)
-    yield NeededChunks(
-        path,
-        tile,
-        extents,
-        manifest.packs,
-        manifest.sources[rows],
-        manifest.digests[rows],
-        manifest.offsets[rows],
-        manifest.lengths[rows],
-        manifest.positions[rows],
-    )
+    def hierarchy(self, entry: SnapshotEntry, root: BlobRef) -> Iterable[Iterator[Found]]:
+        """Visit the tree of a snapshot's nodes."""
+        yield self.page(root, f"the hierarchy of snapshot {entry.id.hex()}", self.leaf)
+
+    def page(self, ref: BlobRef, what: str, visit_leaf: LeafVisitor) -> Iterator[Found]:
+        """Visit a page of a tree, and those below it; `what` says what the tree holds."""
+        needed = NeededBlob(BlobKind.PAGE, ref, f"a page of {what}")
+
+        def below() -> Iterable[Iterator[Found]]:
+            page = self.blobs.page(ref)
+            if page.level == 0:
+                return visit_leaf(page, needed)
+            children = [decode_child(value).ref for value in page.values]
+            return (self.page(child, what, visit_leaf) for child in children)
+
+        yield from self._metadata(needed, below)
+
+    def leaf(self, page: Page, holder: NeededBlob) -> Iterable[Iterator[Found]]:
+        """Visit a page of nodes and plain values."""
+        # Decoded to the end before anything is visited: a damaged page yields nothing but its damage.
+        contents = [
+            decode_value(value) if tag == NodeTag.VALUE else decode_node(value)
+            for tag, value in zip(page.tags, page.values, strict=True)
+        ]
+        names = list(map(path_of, page.keys))
+        return (
+            self.node(name, content, holder) if isinstance(content, Node) else self.value(name, content)
+            for name, content in zip(names, contents, strict=True)
+        )
+
+    def value(self, name: str, content: Content) -> Iterator[Found]:
+        """Visit a plain value."""
+        if isinstance(content, BlobRef):
+            yield NeededBlob(BlobKind.CHUNK, content, f"value {name!r}")
+
+    def node(self, path: str, node: Node, holder: NeededBlob) -> Iterator[Found]:
+        """Visit a node: its documents, and of an array its chunks."""
+        for name, content in node.documents.items():
+            yield from self.document(path, name, content)
+        if node.tiles is not None and node.tiles.root is not None:
+            yield from self.tile_tree(path, node.tiles, node.tiles.root.ref)
+        elif node.tiles is not None:
+            for key, pointer in node.tiles.few.items():
+                yield from self.tile(path, tile_of(key), node.tiles.extents, pointer, holder)
+
+    def document(self, path: str, name: str, content: Content) -> Iterator[Found]:
+        """Visit a metadata document."""
+        if isinstance(content, BlobRef):
+            yield NeededBlob(BlobKind.DOCUMENT, content, f"document {name} of {path!r}")
+
+    def tile_tree(self, path: str, tiles: Tiles, root: BlobRef) -> Iterator[Found]:
+        """Visit the tree of an array's tile pointers."""
+
+        def leaf(page: Page, holder: NeededBlob) -> Iterable[Iterator[Found]]:
+            indices = list(map(tile_of, page.keys))
+            pointers = list(map(decode_pointer, page.values))
+            return (
+                self.tile(path, tile, tiles.extents, pointer, holder)
+                for tile, pointer in zip(indices, pointers, strict=True)
+            )
+
+        yield from self.page(root, f"array {path!r}", leaf)
+
+    def tile(
+        self,
+        path: str,
+        tile: tuple[int, ...],
+        extents: tuple[int, ...],
+        pointer: TilePointer,
+        holder: NeededBlob,
+    ) -> Iterator[Found]:
+        """Visit the layers of a tile; `holder` is the page that points at them."""
+        place = TilePlace(path, tile, extents)
+        for layer in pointer.layers:
+            if isinstance(layer.manifest, BlobRef):
+                yield from self.manifest(place, layer.manifest)
+            else:
+                yield from self.inline_manifest(place, layer.manifest, holder)
+
+    def manifest(self, place: TilePlace, ref: BlobRef) -> Iterator[Found]:
+        """Visit a manifest that is a blob."""
+        needed = NeededBlob(BlobKind.MANIFEST, ref, f"a manifest of array {place.path!r}")
+        yield from self._metadata(needed, lambda: (self.chunks(place, self.blobs.manifest(ref)),))
+
+    def inline_manifest(self, place: TilePlace, data: bytes, holder: NeededBlob) -> Iterator[Found]:
+        """Visit a manifest that is part of the page that points at it."""
+        try:
+            manifest = decode_manifest(data)
+        except FormatError as error:
+            yield Unreadable(holder, error)
+            return
+        yield from self.chunks(place, manifest)
+
+    def chunks(self, place: TilePlace, manifest: Manifest) -> Iterator[NeededChunks]:
+        """Visit the stored chunks of a manifest."""
+        if not manifest.packs:
+            return
+        rows: slice | npt.NDArray[np.intp] = slice(None)
+        if (manifest.kinds != ChunkKind.STORED).any():
+            rows = np.flatnonzero(manifest.kinds == ChunkKind.STORED)
+        yield NeededChunks(
+            place.path,
+            place.tile,
+            place.extents,
+            manifest.packs,
+            manifest.sources[rows],
+            manifest.digests[rows],
+            manifest.offsets[rows],
+            manifest.lengths[rows],
+            manifest.positions[rows],
+        )

@@ -77,7 +77,9 @@ from vstore.twins import async_twin
 if TYPE_CHECKING:
     from vstore.ops.compact import CompactReport
     from vstore.ops.expire import ExpireReport
+    from vstore.ops.fsck import FsckReport
     from vstore.ops.gc import GcReport
+    from vstore.ops.storage_stats import StorageStats
     from vstore.retention import RetentionPolicy
     from vstore.store import SessionStore
 
@@ -289,8 +291,10 @@ class Repository:
         self._handle.catalog.check_writable()
         with self._handle.catalog.reading() as view:
             require_online(view)
-            entry = require_entry(view, require_branch(view, branch))
-        return Session(self._handle, entry, branch=branch, default_metadata=self._default_metadata)
+            entry, epoch = require_entry(view, require_branch(view, branch)), view.epoch
+        return Session(
+            self._handle, entry, branch=branch, default_metadata=self._default_metadata, epoch=epoch
+        )
 
     @contextmanager
     def transaction(
@@ -676,18 +680,80 @@ class Repository:
         return collect(self._handle, cutoff_us=cutoff, dry_run=dry_run, progress=progress or silent)
 
     def compact(
-        self, *, dry_run: bool = False, progress: Callable[[int, int, str], None] | None = None
+        self,
+        *,
+        rewrite_heads: bool = False,
+        dry_run: bool = False,
+        progress: Callable[[int, int, str], None] | None = None,
     ) -> CompactReport:
         """Merge small packs and rewrite mostly dead ones, and return what was done.
 
         Snapshots and their ids stay as they are, and open readers go on reading. `garbage_collect` deletes the packs
-        that were replaced. Safe beside everything else; a `dry_run` only says what would be done. Raises
+        that were replaced. With `rewrite_heads` the branches' heads are rewritten afterwards, each by a commit, as
+        `rewrite_manifests` does. Safe beside everything else; a `dry_run` only says what would be done. Raises
         `CorruptionError` if metadata or what is to be copied is damaged; `ReadOnlyError`.
         """
         from vstore.ops.compact import compact
         from vstore.ops.marks import silent
 
-        return compact(self._handle, dry_run=dry_run, progress=progress or silent)
+        return compact(
+            self._handle, rewrite_heads=rewrite_heads, dry_run=dry_run, progress=progress or silent
+        )
+
+    def rewrite_manifests(
+        self, message: str, *, branch: str, metadata: Mapping[str, Any] | None = None
+    ) -> str:
+        """Commit the branch's head with its metadata written anew, and return the new snapshot's id.
+
+        It reads the same; but each tile of an array has one manifest, and every reference names the pack where the
+        bytes are now, so that reading it costs as little as reading a fresh copy. Best done after `compact`, which
+        moves the bytes. Nothing is committed, and the head's id returned, where that would gain nothing.
+
+        Raises `ConflictError` if the branch keeps moving; `RefNotFoundError`; `CorruptionError`.
+        """
+        from vstore.ops.rewrite import rewrite_head
+
+        return rewrite_head(self._handle, branch, message, {**self._default_metadata, **(metadata or {})})
+
+    # --- checking --------------------------------------------------------------------------------------------
+
+    def fsck(
+        self,
+        *,
+        data: bool = False,
+        sample: float | None = None,
+        seed: int = 0,
+        repair_from: Repository | Location | None = None,
+        progress: Callable[[int, int, str], None] | None = None,
+    ) -> FsckReport:
+        """Verify the catalog, all metadata and what packs list, and return what is damaged and what that affects.
+
+        With `data` every blob is read and checked against its digest. With `sample` a share of them (a float up to
+        1.0) or so many of them (an int); equal `seed`s choose equal blobs. `repair_from`, another copy of this
+        repository (with the same id), is where damaged and missing packs are fetched from; nothing is deleted, and
+        what the copy does not have either is reported. `progress` is called with (done, total, what).
+
+        Safe beside everything else. Raises `InvalidInputError` if `repair_from` is no copy of this repository.
+        """
+        from vstore.ops.fsck import check
+
+        copy = repair_from
+        if copy is not None and not isinstance(copy, Repository):
+            copy = Repository.open(copy)
+        return check(self, data=data, sample=sample, seed=seed, repair_from=copy, progress=progress)
+
+    def storage_stats(
+        self, *, top: int = 10, progress: Callable[[int, int, str], None] | None = None
+    ) -> StorageStats:
+        """Return the bytes of each array, branch, tag and snapshot, shared and exclusive, without reading chunks.
+
+        Covers all retained snapshots. `top` is how many of the largest changes are listed. `progress` is called with
+        (done, total, what).
+        """
+        from vstore.ops.marks import silent
+        from vstore.ops.storage_stats import storage_stats
+
+        return storage_stats(self._handle, top=top, progress=progress or silent)
 
     # --- settings --------------------------------------------------------------------------------------------
 
@@ -775,6 +841,9 @@ class Repository:
     abandon_session_async = async_twin(abandon_session)
     garbage_collect_async = async_twin(garbage_collect)
     compact_async = async_twin(compact)
+    rewrite_manifests_async = async_twin(rewrite_manifests)
+    fsck_async = async_twin(fsck)
+    storage_stats_async = async_twin(storage_stats)
     save_config_async = async_twin(save_config)
     set_metadata_async = async_twin(set_metadata)
     update_metadata_async = async_twin(update_metadata)

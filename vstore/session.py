@@ -19,7 +19,10 @@ from vstore.blobs.writer import BlobWriter
 from vstore.catalog.base import Applied, CloseSession, OpenSession, Precondition, Transaction
 from vstore.changes.diff import Diff
 from vstore.commit import (
+    MOVED_TRIES,
     CommitRequest,
+    Encode,
+    PacksMovedError,
     Prepared,
     Unchanged,
     prepare,
@@ -52,6 +55,7 @@ from vstore.shield import run_shielded
 from vstore.twins import async_twin
 from vstore.worktree import Worktree
 from vstore.worktree.compare import compare
+from vstore.worktree.encode import encode_worktree
 from vstore.worktree.frozen import FrozenChanges, freeze, thaw
 from vstore.worktree.listing import totals_below
 from vstore.worktree.moving import move_node
@@ -74,9 +78,12 @@ class Session:
         *,
         branch: str | None = None,
         default_metadata: Mapping[str, Any] | None = None,
+        epoch: int = 0,
     ) -> None:
+        """`epoch` is the catalog's when `entry` was looked up; an earlier one only makes a commit look twice."""
         self._handle = handle
         self._entry = entry
+        self._epoch = epoch
         self._branch = branch
         self._id = new_session_id()
         self._default_metadata = dict(default_metadata or {})
@@ -89,6 +96,7 @@ class Session:
         self._mutations_in_doubt = 0
         self._origin = Origin(OperationKind.COMMIT)
         self._rebases = 0
+        self._encode: Encode = encode_worktree
         blobs = handle.open_snapshot(entry)
         self._tree = self._clean_tree(blobs, blobs.snapshot(entry.ref).root)
 
@@ -341,6 +349,11 @@ class Session:
         """
         return self._commit(OperationKind.FLUSH, message, metadata, True)
 
+    def commit_encoded(self, encode: Encode, message: str, metadata: Mapping[str, Any] | None = None) -> str:
+        """Commit what `encode` makes of this session, which must not have been written to, and reads the same."""
+        self._encode = encode
+        return self._commit(OperationKind.COMMIT, message, metadata, True)
+
     def _commit(
         self,
         kind: OperationKind,
@@ -401,9 +414,11 @@ class Session:
             parents,
             # An amend changes the message at least, a merge the history.
             allow_empty or kind == OperationKind.AMEND or len(parents) > 1,
+            self._epoch,
             self._origin.sources,
             conditions,
             {**self._origin.details, **({"rebases": self._rebases} if self._rebases else {})},
+            self._encode,
         )
 
     def _commit_request(self, request: CommitRequest) -> str:
@@ -415,23 +430,30 @@ class Session:
         return snapshot
 
     def _commit_frozen(self, request: CommitRequest) -> str:
-        prepared = prepare(self._handle, self._tree, request)
-        if isinstance(prepared, Unchanged):
-            self._unregister()
-            self._become_read_only(self._entry, self._tree.nodes.root)
-            return self.snapshot_id
-        self._in_doubt, self._mutations_in_doubt = prepared, self._tree.mutations
-        try:
-            publish(self._handle, prepared, self._id if self._is_registered else None)
-        except (StorageError, KeyboardInterrupt):
-            # Whether it landed is asked when the session is used again.
-            raise
-        except Exception:
+        for tries_left in reversed(range(MOVED_TRIES)):
+            prepared = prepare(self._handle, self._tree, request)
+            if isinstance(prepared, Unchanged):
+                self._unregister()
+                self._become_read_only(self._entry, self._tree.nodes.root)
+                return self.snapshot_id
+            self._in_doubt, self._mutations_in_doubt = prepared, self._tree.mutations
+            try:
+                publish(self._handle, prepared, self._id if self._is_registered else None)
+            except PacksMovedError:
+                self._in_doubt = None
+                if not tries_left:
+                    raise
+                continue
+            except (StorageError, KeyboardInterrupt):
+                # Whether it landed is asked when the session is used again.
+                raise
+            except Exception:
+                self._in_doubt = None
+                raise
             self._in_doubt = None
-            raise
-        self._in_doubt = None
-        self._become_read_only(prepared.entry, prepared.root)
-        return self.snapshot_id
+            self._become_read_only(prepared.entry, prepared.root)
+            return self.snapshot_id
+        raise StorageError("unreachable")
 
     def _settle_doubt(self) -> str | None:
         """Find out whether an earlier commit of this session landed although it did not say so."""

@@ -1,43 +1,53 @@
-"""fsck: verifies catalog -> snapshots -> pages -> manifests -> pack footers, and with `data` every blob's digest.
+"""fsck: verifies catalog -> snapshots -> pages -> manifests -> pack footers, and if asked the blobs themselves.
 
-It names each damage and what it affects, changes nothing, and goes on after a damage to find them all. The
-invariants that tests check after every crash are these checks.
+It names each damage and what it affects, and goes on after a damage to find them all; it changes nothing, unless it is
+given a copy to repair from. The invariants that tests check after every crash are these checks. `examination` compares
+refs with packs, `scrub` reads blobs, `affected` finds who needs what is damaged, `repair` puts it back.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
 from vstore.blobs.cache import CACHE
-from vstore.blobs.reader import BlobReader
-from vstore.changes.tiling import join_indices
-from vstore.errors import FormatError, ObjectNotFoundError, StorageError, VStoreError
-from vstore.format.pack import HEADER_SIZE, Footer, check_table, decode_header
+from vstore.errors import FormatError, InvalidInputError, ObjectNotFoundError, StorageError, VStoreError
 from vstore.format.record import PackMark, SnapshotEntry
-from vstore.format.refs import BlobRef, check_table_size
 from vstore.handle import Handle
-from vstore.ids import Digest, PackId, blake3_digest
+from vstore.ids import PackId
 from vstore.keys.objects import PACK_PREFIX, pack_name, parse_pack_name
-from vstore.reachability import NeededBlob, NeededChunks, Unreadable, Walk
+from vstore.ops.affected import AffectedArray, Damaged, Effects, find_effects, number_damages
+from vstore.ops.examination import Examination, Scope, gather
+from vstore.ops.findings import Findings
+from vstore.ops.marks import Progress, silent
+from vstore.ops.pack_index import PackIndex, footer_columns, read_checked_footer
+from vstore.ops.repair import Repaired, repair
+from vstore.ops.scrub import Choose, Scrub, everything, sampler
 
 if TYPE_CHECKING:
     from vstore.repository import Repository
 
-_SHOWN = 3
+MAX_DAMAGES = 1000
+"""No more are listed; the others are counted."""
+_LOOKS = 3
+_MAX_ROUNDS = 32
 
 
 class Damage(NamedTuple):
-    """Something wrong: `place` is a pack's object name or "catalog", `affects` what can't be read because of it."""
+    """Something wrong: `place` is a pack's object name or "catalog", `affects` what can't be read because of it.
+
+    `blob` is the digest of the one blob that is damaged, or None. `arrays` and `snapshots` (ids) list the first of
+    those that are affected; `snapshot_count` counts all.
+    """
 
     place: str
     problem: str
     affects: str
+    blob: str | None = None
+    arrays: tuple[AffectedArray, ...] = ()
+    snapshots: tuple[str, ...] = ()
+    snapshot_count: int = 0
 
     def __str__(self) -> str:
         return f"{self.place}: {self.problem}; affects {self.affects}"
@@ -45,237 +55,289 @@ class Damage(NamedTuple):
 
 @dataclass(slots=True)
 class FsckReport:
-    """What was checked and what was found. `unreferenced_packs` are no damage: gc removes them."""
+    """What was checked and what was found. `unreferenced_packs` are no damage: gc removes them.
+
+    `damages` are those that are left after the repairs, `more_damages` how many there are beyond those listed.
+    `blobs` and `bytes` count references to blobs, `read_blobs` and `read_bytes` what was read and checked against its
+    digest. `repaired` are the packs that were put back, `not_repaired` says why others were not.
+    """
 
     damages: list[Damage] = field(default_factory=list)
+    more_damages: int = 0
     snapshots: int = 0
     packs: int = 0
     blobs: int = 0
     bytes: int = 0
+    read_blobs: int = 0
+    read_bytes: int = 0
     unreferenced_packs: int = 0
+    repaired: list[Repaired] = field(default_factory=list)
+    not_repaired: list[str] = field(default_factory=list)
 
     @property
     def is_clean(self) -> bool:
         """Whether nothing is damaged."""
-        return not self.damages
+        return not self.damages and not self.more_damages
 
     def __str__(self) -> str:
-        found = "no damage" if self.is_clean else f"{len(self.damages)} damages"
-        lines = [
-            f"{self.snapshots} snapshots, {self.packs} packs, {self.blobs} blobs of {self.bytes} bytes: {found}",
-            *map(str, self.damages),
-        ]
-        return "\n".join(lines)
+        count = len(self.damages) + self.more_damages
+        found = "no damage" if self.is_clean else f"{count:,} damages"
+        read = f", {self.read_blobs} blobs of {self.read_bytes} bytes read" if self.read_blobs else ""
+        refs = f"{self.blobs} references to {self.bytes} bytes"
+        lines = [f"{self.snapshots} snapshots, {self.packs} packs, {refs}{read}: {found}"]
+        lines += map(str, self.damages)
+        if self.more_damages:
+            lines.append(f"and {self.more_damages:,} more damages")
+        return "\n".join([*lines, *map(str, self.repaired), *self.not_repaired])
 
 
 def check(
-    repository: Repository, *, data: bool = False, progress: Callable[[int, int, str], None] | None = None
+    repository: Repository,
+    *,
+    data: bool = False,
+    sample: float | None = None,
+    seed: int = 0,
+    repair_from: Repository | None = None,
+    progress: Progress | None = None,
 ) -> FsckReport:
-    """Verify a repository and return what was found; with `data`, read every blob and check its digest.
+    """Verify a repository and return what was found.
 
-    Needs memory for the digests of all referenced blobs. `progress` is called with (done, total, label).
+    With `data` every blob is read and checked against its digest; with `sample` a share of them (a float up to 1.0)
+    or so many of them (an int), which `seed` chooses: equal seeds choose equal blobs. With `repair_from`, a copy of the
+    repository, damaged packs are put back and checked again. `progress` is called with (done, total, what).
+
+    Raises `InvalidInputError` if `repair_from` is another repository, or this one itself.
     """
+    if data and sample is not None:
+        raise InvalidInputError("give data=True to read all blobs, or sample= to read some of them, not both")
+    source = None if repair_from is None else _source_handle(repository.handle, repair_from.handle)
     # What this process wrote or read before is right in memory, whatever the storage made of it since.
     CACHE.clear()
-    return _Fsck(repository.handle, data, progress or _silent).run()
+    fsck = _Fsck(repository.handle, progress or silent)
+    return fsck.run(1.0 if data else sample, seed, source)
 
 
-def _silent(done: int, total: int, label: str) -> None:
-    pass
+def _source_handle(mine: Handle, theirs: Handle) -> Handle:
+    if theirs.catalog.identity.repository != mine.catalog.identity.repository:
+        raise InvalidInputError(
+            f"{theirs.storage.url} is not a copy of {mine.storage.url}: it is repository "
+            f"{theirs.catalog.identity.repository.hex()}, not {mine.catalog.identity.repository.hex()}. Nothing was "
+            "changed; give a copy, which has the same id."
+        )
+    if theirs.storage.url == mine.storage.url:
+        raise InvalidInputError(
+            f"{mine.storage.url} can't be repaired from itself: give the location of a copy."
+        )
+    return theirs
 
 
-class _Wanted(NamedTuple):
-    """Blobs that something needs in one pack."""
+class _Seen(NamedTuple):
+    """One look at the repository."""
 
-    digests: np.ndarray
-    offsets: np.ndarray
-    lengths: np.ndarray
-    describe: Callable[[int], str]
+    epoch: int
+    scope: Scope
+    examination: Examination
 
 
 class _Fsck:
-    def __init__(self, handle: Handle, data: bool, progress: Callable[[int, int, str], None]) -> None:
+    def __init__(self, handle: Handle, progress: Progress) -> None:
         self._handle = handle
-        self._blobs: BlobReader = handle.blobs_for(None)
-        self._data = data
         self._progress = progress
-        self._wanted: dict[PackId, list[_Wanted]] = defaultdict(list)
         self._report = FsckReport()
-        self._named: set[bytes] = set()
 
-    def run(self) -> FsckReport:
-        self._check_catalog()
+    def run(self, sample: float | None, seed: int, source: Handle | None) -> FsckReport:
         try:
-            with self._handle.catalog.reading() as view:
-                entries = list(view.iter_snapshots())
-                moved = {s.pack: s.target for s in view.pack_states(None) if s.mark == PackMark.RELOCATED}
-                pages = list(view.iter_pages())
+            for problem in self._handle.catalog.check():
+                self._damage("catalog", problem, "refs and history")
+            seen = self._examine()
+            read = Findings()
+            if sample is not None:
+                seen = self._scrub(seen, self._choice(seen, sample, seed), read)
+            if source is not None:
+                seen = self._repair(seen, read, source)
         except VStoreError as error:
+            if not isinstance(error, FormatError | StorageError):
+                raise
             self._damage("catalog", str(error), "the whole repository")
             return self._report
-        for ref in pages:
-            self._want_blob(ref, "a page of the catalog")
-        self._check_snapshots(entries)
-        self._check_packs({pack: target for pack, target in moved.items() if target is not None})
+        self._count(seen)
+        self._check_entries(seen)
+        self._report_damages(seen, _joined(seen, read))
         return self._report
 
     def _damage(self, place: str, problem: str, affects: str) -> None:
-        self._report.damages.append(Damage(place, problem, affects))
-
-    def _check_catalog(self) -> None:
-        for problem in self._handle.catalog.check():
-            self._damage("catalog", problem, "refs and history")
-
-    # --- trees -----------------------------------------------------------------------------------------------
-
-    def _check_snapshots(self, entries: list[SnapshotEntry]) -> None:
-        walk = Walk(self._blobs)
-        for number, entry in enumerate(entries):
-            self._progress(number, len(entries), "snapshots")
-            self._report.snapshots += 1
-            for found in walk.snapshot(entry):
-                self._take(found, entry)
-
-    def _take(self, found: NeededBlob | NeededChunks | Unreadable, entry: SnapshotEntry) -> None:
-        where = f"snapshot {entry.id.hex()[:12]}"
-        if isinstance(found, Unreadable):
-            self._named.add(found.blob.ref.digest)
-            self._damage(pack_name(found.blob.ref.pack), str(found.error), f"{found.blob.what}, {where}")
-        elif isinstance(found, NeededBlob):
-            self._want_blob(found.ref, f"{found.what}, {where}")
+        if len(self._report.damages) < MAX_DAMAGES:
+            self._report.damages.append(Damage(place, problem, affects))
         else:
-            for pack, rows in found.by_pack():
-                wanted = _Wanted(
-                    found.digests[rows],
-                    found.offsets[rows],
-                    found.lengths[rows],
-                    _chunk_describer(found, rows, where),
-                )
-                self._wanted[pack].append(wanted)
+            self._report.more_damages += 1
 
-    def _want_blob(self, ref: BlobRef, what: str) -> None:
-        wanted = _Wanted(
-            np.frombuffer(ref.digest, dtype=np.uint8).reshape(1, -1),
-            np.array([ref.offset], dtype=np.uint64),
-            np.array([ref.length], dtype=np.uint64),
-            lambda row: what,
-        )
-        self._wanted[ref.pack].append(wanted)
+    # --- looking ---------------------------------------------------------------------------------------------
 
-    # --- packs -----------------------------------------------------------------------------------------------
+    def _take_scope(self) -> tuple[int, Scope]:
+        with self._handle.catalog.reading() as view:
+            moved = {
+                state.pack: state.target
+                for state in view.pack_states(None)
+                if state.mark == PackMark.RELOCATED and state.target is not None
+            }
+            return view.epoch, Scope(tuple(view.iter_snapshots()), tuple(view.iter_pages()), moved)
 
-    def _check_packs(self, moved: dict[PackId, PackId]) -> None:
+    def _examine(self) -> _Seen:
+        """Compare what is needed with what is there; again if something is wrong and a collector moved meanwhile."""
+        for looks_left in reversed(range(_LOOKS)):
+            epoch, scope = self._take_scope()
+            examination = Examination(self._handle.storage, scope)
+            examination.run(self._progress)
+            if not len(examination.findings) or not looks_left or self._epoch() == epoch:
+                break
+        return _Seen(epoch, scope, examination)
+
+    def _epoch(self) -> int:
+        with self._handle.catalog.reading() as view:
+            return view.epoch
+
+    # --- reading blobs ---------------------------------------------------------------------------------------
+
+    def _choice(self, seen: _Seen, sample: float, seed: int) -> Choose:
+        if sample == 1.0 and isinstance(sample, float):
+            return everything
+        indexes = map(seen.examination.index, sorted(seen.examination.met))
+        return sampler(sample, seed, (index for index in indexes if isinstance(index, PackIndex)))
+
+    def _scrub(self, seen: _Seen, choose: Choose, findings: Findings) -> _Seen:
+        """Read blobs of all needed packs; `findings` takes what is bad."""
+        self._read_packs(seen, seen.examination.met, choose, findings)
+        if not len(findings) or self._epoch() == seen.epoch:
+            return seen
+        # Compact and gc may have taken packs away while they were read: only what is needed still counts.
+        again = self._examine()
+        gone = [pack for pack, _ in findings if not self._is_needed_here(again, pack)]
+        for pack in gone:
+            findings.drop(pack)
+        return again
+
+    def _is_needed_here(self, seen: _Seen, pack: PackId) -> bool:
+        return pack in seen.examination.met and self._handle.storage.size(pack_name(pack)) is not None
+
+    def _read_packs(self, seen: _Seen, packs: Iterable[PackId], choose: Choose, findings: Findings) -> None:
+        scrub = Scrub(self._handle.storage, findings)
+        without_footer = set()
+        ordered = sorted(packs)
+        for number, pack in enumerate(ordered):
+            self._progress(number, len(ordered), "packs read")
+            try:
+                footer = read_checked_footer(seen.examination.blobs, pack)
+            except ObjectNotFoundError:
+                continue
+            except (FormatError, StorageError):
+                without_footer.add(pack)
+                continue
+            scrub.check(pack, choose(footer_columns(footer)))
+        if without_footer:
+            wanted = gather(self._handle.storage, seen.scope, without_footer)
+            for pack, blobs in wanted.items():
+                scrub.check(pack, choose(blobs.placed))
+        self._report.read_blobs += scrub.blobs
+        self._report.read_bytes += scrub.bytes
+
+    # --- repairing -------------------------------------------------------------------------------------------
+
+    def _repair(self, seen: _Seen, read: Findings, source: Handle) -> _Seen:
+        """Put packs back until nothing more can be: what was hidden below a damaged page shows after its repair."""
+        tried: dict[PackId, tuple[str, int]] = {}
+        for _ in range(_MAX_ROUNDS):
+            findings = _joined(seen, read)
+            signs = {pack: (found.whole, len(found.bad_blobs().blobs)) for pack, found in findings}
+            # What a repair did not change is not tried again.
+            due = findings.only(lambda pack, signs=signs: tried.get(pack) != signs[pack])  # type: ignore[misc]
+            if not len(due):
+                break
+            tried.update((pack, signs[pack]) for pack, _ in due)
+            repairs, touched = repair(self._handle, source, seen.scope, due, self._progress)
+            self._report.repaired += repairs.done
+            self._report.not_repaired += repairs.failed
+            if not touched:
+                break
+            CACHE.clear()
+            for pack in touched:
+                read.drop(pack)
+            seen = self._examine()
+            self._read_packs(seen, touched, everything, read)
+        return seen
+
+    # --- reporting -------------------------------------------------------------------------------------------
+
+    def _count(self, seen: _Seen) -> None:
         present = {
             pack for info in self._handle.storage.list(PACK_PREFIX) if (pack := parse_pack_name(info.name))
         }
-        self._report.packs = len(present)
-        needed = {self._place(pack, present, moved) for pack in self._wanted}
-        self._report.unreferenced_packs = len(present - needed)
-        for number, (pack, wanted) in enumerate(self._wanted.items()):
-            self._progress(number, len(self._wanted), "packs")
-            self._check_pack(pack, self._place(pack, present, moved), wanted)
+        report, examination = self._report, seen.examination
+        report.snapshots, report.packs = len(seen.scope.entries), len(present)
+        report.unreferenced_packs = len(present - examination.needed)
+        report.blobs, report.bytes = examination.refs, examination.bytes
 
-    def _place(self, pack: PackId, present: set[PackId], moved: dict[PackId, PackId]) -> PackId:
-        """Return the pack that has the blobs of `pack` now."""
-        return pack if pack in present else moved.get(pack, pack)
+    def _check_entries(self, seen: _Seen) -> None:
+        """Compare what the catalog repeats of snapshots with the snapshots themselves."""
+        for entry in seen.scope.entries:
+            problem = self._entry_problem(seen, entry)
+            if problem:
+                self._damage(
+                    "catalog", f"snapshot {entry.id.hex()} {problem}", "the history that comes from it"
+                )
 
-    def _check_pack(self, pack: PackId, place: PackId, wanted: list[_Wanted]) -> None:
-        name = pack_name(place)
+    def _entry_problem(self, seen: _Seen, entry: SnapshotEntry) -> str | None:
         try:
-            decode_header(self._handle.storage.read(name, 0, HEADER_SIZE))
-            footer = self._blobs.read_footer(place)[1]
-        except (FormatError, StorageError) as error:
-            missing = isinstance(error, ObjectNotFoundError)
-            self._damage(name, "is missing" if missing else str(error), _describe_all(wanted))
-            if self._data and not missing:
-                self._check_without_footer(name, wanted)
-            return
-        bad = self._bad_blobs(name, footer) if self._data else {}
-        rows = {footer.digests[row].tobytes(): row for row in range(len(footer))}
-        for group in wanted:
-            for row in range(len(group.offsets)):
-                self._check_wanted(name, group, row, footer, rows, bad, relocated=place != pack)
-
-    def _check_wanted(
-        self,
-        name: str,
-        group: _Wanted,
-        row: int,
-        footer: Footer,
-        rows: dict[bytes, int],
-        bad: dict[bytes, str],
-        *,
-        relocated: bool,
-    ) -> None:
-        digest = group.digests[row].tobytes()
-        length = int(group.lengths[row])
-        self._report.blobs += 1
-        self._report.bytes += length
-        if digest in self._named:
-            return
-        found = rows.get(digest)
-        if found is None or int(footer.lengths[found]) != length:
-            self._damage(name, f"has no blob {digest.hex()} of {length} bytes", group.describe(row))
-        elif not relocated and not self._is_at(footer, digest, int(group.offsets[row])):
-            problem = f"does not have blob {digest.hex()} at {int(group.offsets[row])}"
-            self._damage(name, problem, group.describe(row))
-        elif digest in bad:
-            self._damage(name, bad[digest], group.describe(row))
-
-    def _is_at(self, footer: Footer, digest: bytes, offset: int) -> bool:
-        """Tell whether the footer has this blob at `offset`; a pack may hold a blob twice."""
-        row = int(np.searchsorted(footer.offsets, np.uint64(offset)))
-        return (
-            row < len(footer)
-            and int(footer.offsets[row]) == offset
-            and footer.digests[row].tobytes() == digest
-        )
-
-    def _bad_blobs(self, name: str, footer: Footer) -> dict[bytes, str]:
-        """Return what is wrong with the blobs of a pack, by digest."""
-        bad: dict[bytes, str] = {}
-        for row in range(len(footer)):
-            digest = footer.digests[row].tobytes()
-            problem = self._blob_problem(
-                name, Digest(digest), int(footer.offsets[row]), int(footer.lengths[row])
-            )
-            if problem is not None:
-                bad[digest] = problem
-        return bad
-
-    def _blob_problem(self, name: str, digest: Digest, offset: int, length: int) -> str | None:
-        try:
-            stored = self._handle.storage.read(name, offset, length + check_table_size(length))
-        except (FormatError, StorageError) as error:
-            return str(error)
-        if blake3_digest(stored[:length]) != digest:
-            return f"blob {digest.hex()} at {offset} does not match its digest"
-        if bytes(stored[length:]) != check_table(stored[:length]):
-            return f"the checksums of blob {digest.hex()} at {offset} do not match it"
+            snapshot = seen.examination.blobs.snapshot(entry.ref)
+        except (FormatError, StorageError):
+            # A finding already.
+            return None
+        if snapshot.parents != entry.parents:
+            return "is listed with other parents than it has"
+        if snapshot.time_us != entry.time_us:
+            return "is listed with another time than it has"
+        if entry.info is not None and entry.info != (snapshot.message, snapshot.metadata):
+            return "is listed with another message or metadata than it has"
         return None
 
-    def _check_without_footer(self, name: str, wanted: list[_Wanted]) -> None:
-        for group in wanted:
-            for row in range(len(group.offsets)):
-                digest = Digest(group.digests[row].tobytes())
-                problem = self._blob_problem(name, digest, int(group.offsets[row]), int(group.lengths[row]))
-                if problem is not None:
-                    self._damage(name, problem, group.describe(row))
+    def _report_damages(self, seen: _Seen, findings: Findings) -> None:
+        if not len(findings):
+            return
+        numbered = number_damages(findings)
+        while numbered and len(self._report.damages) < MAX_DAMAGES:
+            some, numbered = numbered[:MAX_DAMAGES], numbered[MAX_DAMAGES:]
+            effects = find_effects(self._handle.storage, seen.scope, findings, some, self._progress)
+            for damaged, effect in zip(some, effects, strict=True):
+                # What nothing needs is no damage: gc and compact will drop it.
+                if effect.snapshot_count or effect.other_count:
+                    self._report.damages.append(_describe(damaged, effect, findings))
+        self._report.more_damages += len(numbered)
 
 
-def _chunk_describer(chunks: NeededChunks, rows: npt.NDArray[np.intp], where: str) -> Callable[[int], str]:
-    def describe(row: int) -> str:
-        index = join_indices(chunks.tile, chunks.positions[rows[row : row + 1]], chunks.extents)[0].tolist()
-        return f"chunk {tuple(index)} of array {chunks.path!r}, {where}"
+def _joined(seen: _Seen, read: Findings) -> Findings:
+    joined = Findings()
+    joined.include(seen.examination.findings)
+    joined.include(read)
+    return joined
 
-    return describe
 
-
-def _describe_all(wanted: list[_Wanted]) -> str:
-    def each() -> Iterator[str]:
-        for group in wanted:
-            yield from (group.describe(row) for row in range(len(group.offsets)))
-
-    total = sum(len(group.offsets) for group in wanted)
-    shown = [text for text, _ in zip(each(), range(_SHOWN), strict=False)]
-    return "; ".join(shown) + (f"; and {total - _SHOWN} more" if total > _SHOWN else "")
+def _describe(damaged: Damaged, effects: Effects, findings: Findings) -> Damage:
+    found = findings.of(damaged.pack)
+    blob = None
+    if damaged.rows is None:
+        problem = found.whole
+    else:
+        start, stop = damaged.rows
+        problem = found.describe(start)
+        if stop - start == 1:
+            blob = found.bad_blobs().blobs.digests[start].tobytes().hex()
+        else:
+            problem += f", and {stop - start - 1:,} more blobs are damaged"
+    return Damage(
+        pack_name(damaged.pack),
+        problem,
+        str(effects),
+        blob,
+        tuple(effects.arrays),
+        tuple(snapshot.hex() for snapshot in effects.snapshots),
+        effects.snapshot_count,
+    )

@@ -128,5 +128,12 @@ class Storage(Protocol):
     def open_pack(self, pack: PackId) -> PackSink:
         """Start a new pack. `UnsafeStorageError` where packs can't be written safely."""
 
+    def replace_damaged_pack(self, pack: PackId) -> PackSink:
+        """Start a pack that takes the place of the one of this id, if there is one: for fsck's repair and nothing else.
+
+        It must hold what the pack held, at the same places. Until it is sealed the old one is as it was; any reader
+        sees the one or the other, whole. What was read or mapped before stays as it was read.
+        """
+
     def close(self) -> None:
         """Let go of maps, handles and threads; what was read stays valid. May be used again afterwards."""

@@ -23,7 +23,7 @@ from vstore.errors import (
     OutcomeUnknownError,
     UnsafeStorageError,
 )
-from vstore.ids import PackId, new_nonce
+from vstore.ids import PackId, new_nonce, new_pack_id
 from vstore.keys.objects import PACK_PREFIX, STAGING_PREFIX, check_object_name, pack_name, staging_name
 from vstore.storage.base import ObjectInfo, PackPolicy
 from vstore.storage.files import (
@@ -219,8 +219,15 @@ class LocalStorage:
                 raise storage_error(error, "sync the folder", folder) from error
 
     def open_pack(self, pack: PackId) -> StagedPack:
+        return self._stage(pack, pack)
+
+    def replace_damaged_pack(self, pack: PackId) -> StagedPack:
+        # Staged under another id: gc would take a needed pack's staged file, left by a crash, for needed too.
+        return self._stage(pack, new_pack_id())
+
+    def _stage(self, pack: PackId, staged_as: PackId) -> StagedPack:
         name = pack_name(pack)
-        path = self._path(staging_name(pack))
+        path = self._path(staging_name(staged_as))
         descriptor = Descriptor(self._open_staged(path, os.O_RDWR))
         try:
             lock_file(descriptor.fd, path)
@@ -234,6 +241,7 @@ class LocalStorage:
             (path, self._path(name)),
             lambda: self._ensure_folder_of(name),
             lambda offset, length: self.read(name, offset, length),
+            lambda: self._packs.drop(name),
         )
 
     def close(self) -> None:

@@ -41,6 +41,7 @@ class StagedPack:
     """A `PackSink` over one locked file.
 
     `make_folder` makes the sealed pack's folder durably; `read_sealed` reads the pack by its final name.
+    `forget_replaced` is called when the rename may have replaced a file of that name.
     """
 
     def __init__(
@@ -50,8 +51,10 @@ class StagedPack:
         paths: tuple[str, str],
         make_folder: Callable[[], None],
         read_sealed: Callable[[int, int], memoryview],
+        forget_replaced: Callable[[], None] = lambda: None,
     ) -> None:
         self.pack = pack
+        self._forget_replaced = forget_replaced
         self._pid = os.getpid()
         self._descriptor: Descriptor | None = descriptor
         self._path, self._final_path = paths
@@ -174,8 +177,10 @@ class StagedPack:
             if error.errno in SURELY_NOT_DONE:
                 raise storage_error(error, "rename to its final name", self._path) from error
             self._renamed = True
+            self._forget_replaced()
             raise self._outcome_unknown("rename", error) from error
         self._renamed = True
+        self._forget_replaced()
         try:
             sync_directory(os.path.dirname(self._final_path))
         except OSError as error:

@@ -213,6 +213,9 @@ class FaultyStorage:
     def open_pack(self, pack: PackId) -> FaultyPack:
         return FaultyPack(self.inner, self.inner.open_pack(pack), self.plan)
 
+    def replace_damaged_pack(self, pack: PackId) -> FaultyPack:
+        return FaultyPack(self.inner, self.inner.replace_damaged_pack(pack), self.plan)
+
     def close(self) -> None:
         self.inner.close()
 

@@ -24,7 +24,15 @@ from vstore.errors import (
     ObjectNotFoundError,
 )
 from vstore.ids import new_nonce, new_pack_id
-from vstore.keys.objects import LATEST, REPO, log_name, pack_name, probe_name, staging_name
+from vstore.keys.objects import (
+    LATEST,
+    REPO,
+    log_name,
+    pack_name,
+    parse_pack_name,
+    probe_name,
+    staging_name,
+)
 from vstore.storage.base import PackSink, Storage
 
 RACE_ROUNDS = 100
@@ -405,6 +413,61 @@ class StorageContract:
             assert storage.is_held(info.name)
         sink.seal(0)
         assert not storage.is_held(staging_name(sink.pack))
+
+    # Replacing a damaged pack
+
+    def test_a_replacement_takes_the_place_of_a_pack_when_it_is_sealed(self, storage: Storage) -> None:
+        name = _make(storage, "pack", BODY)
+        pack = parse_pack_name(name)
+        assert pack is not None
+        view = storage.read(name, 0, len(BODY))
+        sink = storage.replace_damaged_pack(pack)
+        assert isinstance(sink, PackSink)
+        assert sink.pack == pack
+        sink.write(5, [BODY[::-1]])
+        assert storage.read(name, 0, len(BODY)) == BODY
+        assert [info.name for info in storage.list("packs/")] == [name]
+        sink.write(0, [b"12345"])
+        sink.seal(len(BODY))
+        expected = b"12345" + BODY[::-1][: len(BODY) - 5]
+        assert storage.read(name, 0, len(BODY)) == expected
+        assert storage.read_whole(name, len(BODY)) == expected
+        assert sink.read(0, 10) == expected[:10]
+        assert view == BODY, "bytes read before must stay valid"
+        assert [info.name for info in storage.list("")] == [name]
+
+    def test_a_replacement_may_be_of_another_size(self, storage: Storage) -> None:
+        name = _make(storage, "pack", BODY)
+        pack = parse_pack_name(name)
+        assert pack is not None
+        for body in (BODY * 2, BODY[:7]):
+            storage.read(name, 0, 1)
+            sink = storage.replace_damaged_pack(pack)
+            sink.write(0, [body])
+            sink.seal(len(body))
+            assert storage.read(name, 0, len(body)) == body
+            assert storage.size(name) == len(body)
+            with pytest.raises(CorruptionError):
+                storage.read(name, 0, len(body) + 1)
+
+    def test_a_missing_pack_is_put_back(self, storage: Storage) -> None:
+        pack = new_pack_id()
+        sink = storage.replace_damaged_pack(pack)
+        sink.write(0, [BODY])
+        sink.seal(len(BODY))
+        assert storage.read_whole(pack_name(pack), len(BODY)) == BODY
+
+    def test_a_replacement_that_is_discarded_changes_nothing(self, storage: Storage) -> None:
+        name = _make(storage, "pack", BODY)
+        pack = parse_pack_name(name)
+        assert pack is not None
+        sink = storage.replace_damaged_pack(pack)
+        sink.write(0, [b"other"])
+        with pytest.raises(InternalError):
+            sink.seal(6)
+        sink.discard()
+        assert storage.read_whole(name, len(BODY)) == BODY
+        assert [info.name for info in storage.list("")] == [name]
 
     # The storage itself
 

@@ -182,6 +182,16 @@ class ObjectStorage:
             lambda offset, length: self.read(name, offset, length),
         )
 
+    def replace_damaged_pack(self, pack: PackId) -> ObjectPack:
+        self._check_writable()
+        check_process()
+        name = pack_name(pack)
+        return ObjectPack(
+            pack,
+            lambda data: self._overwrite(name, data),
+            lambda offset, length: self.read(name, offset, length),
+        )
+
     def close(self) -> None:
         """Do nothing: obstore keeps its connections to itself."""
 
@@ -207,6 +217,10 @@ class ObjectStorage:
                 f"{self._where(name)} exists already, most likely by the first try of this upload. Write what it "
                 "holds to a new pack; gc will remove this one."
             ) from error
+
+    def _overwrite(self, name: str, data: memoryview) -> None:
+        with request("replace", self._where(name), writes=True):
+            self._store.put(self._path(name), data, mode="overwrite", use_multipart=False)
 
     def _check_offset(self, name: str, offset: int, size: int | None) -> memoryview:
         self._check_size(name, offset, self._existing(name, size))
