@@ -431,6 +431,10 @@ def find_damage(view: StateView) -> Iterator[str]:
     for state in view.pack_states(None):
         if len(state.pack) != PACK_ID_SIZE or state.epoch > view.epoch:
             yield f"pack {state.pack.hex()} is marked {state.mark.name} in the future epoch {state.epoch}"
+    for entries in (view.iter_snapshots(), view.iter_expired(), view.iter_sessions()):
+        for _ in entries:
+            # Read to the end: what can't be read raises.
+            pass
     expected = view.sequence
     for operation in view.iter_operations():
         if operation.sequence != expected:

@@ -38,7 +38,7 @@ from vstore.catalog.base import (
 )
 from vstore.clock import from_datetime, to_datetime
 from vstore.config import stored_retention
-from vstore.errors import ConflictError, InvalidInputError
+from vstore.errors import ConflictError, CorruptionError, InvalidInputError
 from vstore.format.record import Operation, OperationKind, RefKind, SessionEntry
 from vstore.handle import Handle, protected_patterns, require_online
 from vstore.history import look_up
@@ -177,6 +177,7 @@ def _plan(handle: Handle, request: ExpireRequest) -> _Plan:
         unchanged = (_unchanged(view, PROTECTED), _unchanged(view, CONFIG))
         sessions = [entry for entry in view.iter_sessions() if entry.snapshot is not None]
         graph = Graph(view.iter_snapshots(), view.iter_expired())
+    _require_heads(graph, holders)
     # Without a view: the log may be long, and only those operations matter that the view had.
     operations = map(_departure, iter_operations(handle, since + 1))
     return _Plan(
@@ -188,6 +189,17 @@ def _plan(handle: Handle, request: ExpireRequest) -> _Plan:
         safe,
         tuple(entry for entry in sessions if entry.expires_us + _DEAD_LEASE_US <= now_us),
     )
+
+
+def _require_heads(graph: Graph, holders: Holders) -> None:
+    """Raise if the head of a branch or tag is not retained: what it reaches would look as if nothing reached it."""
+    for noun, held in (("branch", holders.branches), ("tag", holders.tags)):
+        for name, head in held.items():
+            if graph.rows.get(head, graph.retained) >= graph.retained:
+                raise CorruptionError(
+                    f"{noun} {name!r} points at snapshot {head.hex()}, which is not retained, so that nothing tells "
+                    "what it reaches, and nothing expired. repo.fsck() names all that is damaged."
+                )
 
 
 def _holders(view: CatalogView, now_us: int) -> tuple[Holders, BranchesAre]:

@@ -12,6 +12,7 @@ import pytest
 from msgspec.structs import replace
 from obstore.store import MemoryStore
 
+from vstore.blobs.cache import CACHE
 from vstore.blobs.spill import PackSpill
 from vstore.catalog import log_patience
 from vstore.catalog.base import (
@@ -20,6 +21,7 @@ from vstore.catalog.base import (
     AddSnapshot,
     Applied,
     DropRef,
+    DropSnapshots,
     EpochIs,
     Identity,
     Outcome,
@@ -52,7 +54,7 @@ from vstore.errors import (
 from vstore.format.log_record import LogRecord, Tombstone, decode_log_object, encode_record
 from vstore.format.record import OperationKind
 from vstore.ids import SnapshotId, new_nonce
-from vstore.keys.objects import LATEST, LOG_PREFIX, REPO, log_name
+from vstore.keys.objects import LATEST, LOG_PREFIX, REPO, log_name, pack_name
 from vstore.storage.base import Storage
 from vstore.storage.local import LocalStorage
 from vstore.storage.objects import ObjectStorage
@@ -66,6 +68,7 @@ from vstore.testing.catalog_contract import (
     check_history,
     commit_on,
     entry_of,
+    expired_of,
     first_transaction,
     transaction_of,
 )
@@ -313,6 +316,37 @@ def test_a_damaged_record_is_named(storage):
     found = open_log(storage).check()
     assert found
     assert log_name(1) in found[0]
+
+
+def test_damaged_pages_never_make_an_expired_snapshot_unknown(storage):
+    catalog = create(storage)
+    entries = [entry_of(f"snapshot {number}") for number in range(300)]
+    apply(catalog, *map(AddSnapshot, entries))
+    apply(catalog, DropSnapshots(tuple(entry.id for entry in entries)))
+    with catalog.reading() as view:
+        pages = list(view.iter_pages())
+    assert len(pages) > 5
+    noticed = listings = 0
+    for page in pages:
+        name = pack_name(page.pack)
+        whole = storage.read_whole(name, 2**24)
+        damaged = bytearray(whole)
+        damaged[page.offset + page.length // 2] ^= 1
+        storage.write(name, bytes(damaged))
+        CACHE.clear()
+        with open_log(storage).reading() as view:
+            for entry in entries[::7]:
+                try:
+                    assert view.expired(entry.id) == expired_of(entry)
+                except CorruptionError:
+                    noticed += 1
+            try:
+                assert sorted(view.iter_expired()) == sorted(map(expired_of, entries))
+            except CorruptionError:
+                listings += 1
+        assert open_log(storage).check()
+        storage.write(name, whole)
+    assert noticed > len(pages) - 3 < 2 * listings
 
 
 def test_a_record_under_another_number_is_damage(storage):

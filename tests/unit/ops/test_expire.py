@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import vstore
-from tests.repositories import KINDS, HandClock, Place, commit, contents, quick_folder, write
+from tests.repositories import KINDS, HandClock, Place, commit, contents, drop, quick_folder, write
 from vstore.catalog.base import Applied, OpenSession, Refused, Transaction
 from vstore.clock import to_datetime
 from vstore.format.record import OperationKind, RefKind, SessionEntry
@@ -324,6 +324,18 @@ def test_a_clock_that_steps_back_makes_nothing_go_early(
     assert repository.expire_snapshots(policy=policy).snapshots == ()
     clock.time_us = now_us + 30 * DAY_S * 1_000_000
     assert repository.expire_snapshots().snapshots == tuple(made[4:])
+
+
+def test_nothing_expires_where_a_ref_is_damaged(
+    repository: vstore.Repository, made: list[str], clock: HandClock
+) -> None:
+    repository.create_branch("dev", made[3])
+    drop(repository, made[3])
+    for dry_run in (True, False):
+        with pytest.raises(vstore.CorruptionError, match=f"branch 'dev' points at snapshot {made[3]}"):
+            repository.expire_snapshots(at(clock), dry_run=dry_run)
+    assert retained(repository) == {*made} - {made[3]}
+    repository.delete_branch("dev")
 
 
 def test_a_read_only_repository_plans_but_does_not_act(
