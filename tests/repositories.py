@@ -13,6 +13,9 @@ from typing import Any
 
 import vstore
 from vstore.blobs.cache import CACHE
+from vstore.catalog.base import Applied, DropSnapshots, Transaction
+from vstore.format.record import OperationKind
+from vstore.ids import SnapshotId, new_transaction_id
 from vstore.session import Session
 from vstore.worktree.listing import iter_keys
 
@@ -130,3 +133,17 @@ def commit(repository: vstore.Repository, values: Mapping[str, bytes], message: 
     session = repository.writable_session("main")
     write(session, values)
     return session.commit(message)
+
+
+def drop(repository: vstore.Repository, *snapshots: str) -> None:
+    """Let snapshots expire, whatever holds them."""
+    handle = repository.handle
+    with handle.catalog.reading() as view:
+        since = view.sequence
+    update = DropSnapshots(tuple(SnapshotId(bytes.fromhex(snapshot)) for snapshot in snapshots))
+    outcome = handle.catalog.update(
+        Transaction(
+            new_transaction_id(), since, OperationKind.EXPIRE, handle.clock.now_us(), "", (), (update,)
+        )
+    )
+    assert isinstance(outcome, Applied)

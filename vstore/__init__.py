@@ -61,10 +61,12 @@ if TYPE_CHECKING:
         VirtualChunkUnauthorizedError,
         VStoreError,
     )
+    from vstore.leases import SessionInfo
     from vstore.merge.conflicts import Conflict, ConflictType, UseValue, VersionSelection
     from vstore.merge.solvers import BasicConflictSolver, ConflictDetector
     from vstore.ops.rebuild import rebuild_catalog
     from vstore.repository import OperationInfo, Repository, SnapshotInfo, open  # noqa: A004
+    from vstore.retention import RetentionPolicy
     from vstore.session import Session
     from vstore.store import SessionStore
 
@@ -108,7 +110,9 @@ __all__ = [
     "RepositoryConfig",
     "RepositoryExistsError",
     "RepositoryNotFoundError",
+    "RetentionPolicy",
     "Session",
+    "SessionInfo",
     "SessionStateError",
     "SessionStore",
     "SnapshotExpiredError",
@@ -142,7 +146,9 @@ _HOMES = {
     "OperationInfo": "vstore.repository",
     "Repository": "vstore.repository",
     "RepositoryConfig": "vstore.config",
+    "RetentionPolicy": "vstore.retention",
     "Session": "vstore.session",
+    "SessionInfo": "vstore.leases",
     "SessionStore": "vstore.store",
     "SnapshotInfo": "vstore.repository",
     "UseValue": "vstore.merge.conflicts",

@@ -116,6 +116,7 @@ def merge_session(handle: Handle, request: MergeRequest, defaults: Mapping[str, 
     """Return a session on the branch whose changes are the merge's."""
     solver = make_solver(request.solver)
     with handle.catalog.reading() as view:
+        epoch = view.epoch
         head, source = _ends(view, request)
         if is_ancestor(view, source, head):
             raise NothingToCommitError(f"{request.source!r} is merged into {request.into!r} already.")
@@ -126,7 +127,7 @@ def merge_session(handle: Handle, request: MergeRequest, defaults: Mapping[str, 
         sources=(source.id,),
         details={"merged": source.id.hex()},
     )
-    session = Session(handle, head, branch=request.into, default_metadata=defaults)
+    session = Session(handle, head, branch=request.into, default_metadata=defaults, epoch=epoch)
     session.apply(Changes(base, snapshot_tree(handle, source), origin), solver)
     return session
 
@@ -297,9 +298,9 @@ def _commit_changes(
 
     def attempt() -> str:
         with handle.catalog.reading() as view:
-            head = require_entry(view, require_branch(view, branch))
+            head, epoch = require_entry(view, require_branch(view, branch)), view.epoch
         base, incoming = (snapshot_tree(handle, entry) for entry in ends)
-        with Session(handle, head, branch=branch, default_metadata=defaults) as session:
+        with Session(handle, head, branch=branch, default_metadata=defaults, epoch=epoch) as session:
             session.apply(Changes(base, incoming, origin), chosen)
             return session.commit(text.message or "", text.metadata)
 

@@ -9,17 +9,19 @@ applied at most once. docs/architecture.md has the protocol.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from vstore.blobs.reader import remember_snapshot
-from vstore.blobs.writer import BlobWriter
+from vstore.blobs.writer import BlobWriter, MetadataBatch
 from vstore.catalog.base import (
     ABSENT,
     PROTECTED,
     Absent,
     AddSnapshot,
     Applied,
+    CatalogView,
     CloseSession,
     EpochIs,
     Outcome,
@@ -45,28 +47,37 @@ from vstore.errors import (
 )
 from vstore.format.envelope import BlobKind
 from vstore.format.page import Child
-from vstore.format.record import OperationKind, RefKind, SnapshotEntry
+from vstore.format.record import HistoryEntry, OperationKind, PackMark, RefKind, SnapshotEntry
 from vstore.format.snapshot import Snapshot, encode_snapshot
 from vstore.handle import Handle, require_online
 from vstore.history import jump_target
 from vstore.ids import PackId, SessionId, SnapshotId, TransactionId, new_transaction_id
 from vstore.keys.objects import pack_name
 from vstore.worktree import Worktree
-from vstore.worktree.encode import encode_worktree
+from vstore.worktree.encode import EncodedTree, encode_worktree
+from vstore.worktree.relocating import relocate_pending
 
 MAX_ENTRY_INFO_BYTES = 2048
 """A longer message and metadata are not repeated in the catalog's entry, but read from the snapshot."""
 _UPLOAD_TRIES = 3
 _EPOCH_TRIES = 20
+MOVED_TRIES = 5
+"""How often a commit is prepared anew because compact moved what it points at."""
 _NO_EPOCH = -1
+
+
+Encode: TypeAlias = Callable[[Worktree, MetadataBatch], EncodedTree]
+"""Writes a worktree's metadata into a batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class CommitRequest:
     """What to commit and where to. `branch` None makes a snapshot that no ref names.
 
-    `expected` is what the branch must hold; `parents` are the new snapshot's, which differ from it in an amend and a
-    merge. `sources` are other snapshots whose blobs the new one points at. `conditions` must hold too.
+    `expected` is what the branch must hold; `parents` are the new snapshot's, which differ from it in a merge and in an
+    amend, where they may have expired. `sources` are other snapshots whose blobs the new one points at. `conditions`
+    must hold too. `epoch` is the catalog's when the session began: if it moved, a pack that was sealed since then may
+    have been deleted. `encode` makes the metadata.
     """
 
     kind: OperationKind
@@ -74,11 +85,13 @@ class CommitRequest:
     metadata: bytes
     branch: str | None
     expected: SnapshotId | Absent
-    parents: tuple[SnapshotEntry, ...]
+    parents: tuple[HistoryEntry, ...]
     allow_empty: bool = False
+    epoch: int = 0
     sources: tuple[SnapshotId, ...] = ()
     conditions: tuple[Precondition, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
+    encode: Encode = encode_worktree
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +124,10 @@ def prepare(handle: Handle, tree: Worktree, request: CommitRequest) -> Preparati
         _check_ref(view.ref(RefKind.BRANCH, request.branch) if request.branch else None, request)
         since, epoch = view.sequence, view.epoch
         jump = jump_target(view, request.parents[0] if request.parents else None)
+        moved = _relocations(view, frozenset(tree.dictionaries.packs.names))
+    if moved:
+        with tree.lock:
+            relocate_pending(tree, moved)
     for tries_left in reversed(range(_UPLOAD_TRIES)):
         writer.flush()
         try:
@@ -127,6 +144,12 @@ def prepare(handle: Handle, tree: Worktree, request: CommitRequest) -> Preparati
     raise StorageError("unreachable")
 
 
+def _relocations(view: CatalogView, packs: frozenset[PackId]) -> dict[PackId, PackId]:
+    """Return the targets of those of `packs` that compact replaced."""
+    states = view.pack_states(packs) if packs else []
+    return {s.pack: s.target for s in states if s.mark == PackMark.RELOCATED and s.target is not None}
+
+
 def _check_ref(found: SnapshotId | None, request: CommitRequest) -> None:
     """Probe the head before uploading metadata for nothing."""
     if request.branch is not None and found != (None if request.expected is ABSENT else request.expected):
@@ -139,7 +162,7 @@ def _build(
     batch = writer.begin_metadata()
     try:
         with tree.lock:
-            encoded = encode_worktree(tree, batch)
+            encoded = request.encode(tree, batch)
         if not encoded.is_changed and not request.allow_empty:
             writer.drop_metadata(batch)
             return UNCHANGED
@@ -175,10 +198,14 @@ def publish(handle: Handle, prepared: Prepared, registered: SessionId | None = N
     """Put a prepared snapshot into the catalog; asking again with the same one is safe.
 
     `registered` is the session that made it, if it is registered: it must not have been abandoned, and is closed.
-    Raises `ConflictError` if the branch moved, `CommitOutcomeUnknownError` if the storage can't tell.
+    Raises `ConflictError` if the branch moved, `PacksMovedError` if it must be prepared anew,
+    `CommitOutcomeUnknownError` if the storage can't tell.
     """
     request = prepared.request
     epoch, online = prepared.epoch, prepared.online
+    if epoch != request.epoch:
+        # A collector moved since the session began, which may have sealed packs before this commit.
+        _check_present(handle, prepared.packs)
     for _ in range(_EPOCH_TRIES):
         outcome = handle.catalog.update(
             Transaction(
@@ -227,8 +254,10 @@ def settle(handle: Handle, prepared: Prepared) -> bool:
 
 def _preconditions(prepared: Prepared, registered: SessionId | None) -> tuple[Any, ...]:
     request = prepared.request
+    # What is amended is retained while the branch holds it, and the new snapshot points at nothing else.
+    built_on = () if request.kind == OperationKind.AMEND else tuple(parent.id for parent in request.parents)
     conditions: list[Any] = [
-        Retained((*(parent.id for parent in request.parents), *request.sources)),
+        Retained((*built_on, *request.sources)),
         PacksUsable(prepared.packs),
         *request.conditions,
     ]
@@ -251,8 +280,22 @@ def _updates(prepared: Prepared, registered: SessionId | None) -> tuple[Update, 
 
 def _check_present(handle: Handle, packs: frozenset[PackId]) -> None:
     missing = [pack for pack in packs if handle.storage.size(pack_name(pack)) is None]
-    if missing:
-        raise _lost_packs(missing)
+    if not missing:
+        return
+    with handle.catalog.reading() as view:
+        moved = _relocations(view, frozenset(missing))
+    lost = [pack for pack in missing if pack not in moved]
+    raise _lost_packs(lost) if lost else _packs_moved()
+
+
+class PacksMovedError(StorageError):
+    """Compact replaced packs that a prepared snapshot names: prepared anew, it names those that replaced them."""
+
+
+def _packs_moved() -> PacksMovedError:
+    return PacksMovedError(
+        "compact kept moving what this commit points at. Nothing was changed; commit again."
+    )
 
 
 def _lost_packs(packs: list[PackId]) -> MissingBlobError:
@@ -281,7 +324,9 @@ def _raise_refusal(outcome: Outcome, prepared: Prepared) -> None:
                     "the protection of branches was changed meanwhile. Nothing was committed; try again."
                 )
             case PacksUsable():
-                raise _lost_packs([state.pack for state in found])  # type: ignore[attr-defined]
+                assert isinstance(found, list)
+                deleted = [state.pack for state in found if state.mark == PackMark.DELETING]
+                raise _lost_packs(deleted) if deleted else _packs_moved()
             case SessionOpen():
                 raise SessionStateError(
                     "this session was abandoned by an explicit call. Nothing was committed; start a new session."

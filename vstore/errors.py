@@ -203,7 +203,7 @@ class SnapshotNotFoundError(NotFoundError):
 
 
 class SnapshotExpiredError(NotFoundError):
-    """The snapshot was removed by expiry while it was being read."""
+    """The snapshot has expired: history keeps its place, and its content is kept no longer."""
 
     kind = ErrorKind.SNAPSHOT_EXPIRED
 

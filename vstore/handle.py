@@ -36,21 +36,23 @@ class Handle:
     def blobs_for(self, snapshot: SnapshotId | None) -> BlobReader:
         """Return a reader for what `snapshot` holds, which can say whether that has expired."""
 
-        def recover(ref: BlobRef, what: str) -> PackId:
+        def recover(ref: BlobRef, what: str) -> dict[PackId, PackId]:
             return self._find_moved(ref, what, snapshot)
 
         return BlobReader(self.storage, recover)
 
-    def _find_moved(self, ref: BlobRef, what: str, snapshot: SnapshotId | None) -> PackId:
+    def _find_moved(self, ref: BlobRef, what: str, snapshot: SnapshotId | None) -> dict[PackId, PackId]:
         with self.catalog.reading() as view:
             if snapshot is not None and view.snapshot(snapshot) is None:
                 raise SnapshotExpiredError(
                     f"{what} can't be read: snapshot {snapshot.hex()} has expired and its data was deleted. "
                     "Open a session on a newer snapshot."
                 )
-            for state in view.pack_states(frozenset({ref.pack})):
-                if state.mark == PackMark.RELOCATED and state.target is not None:
-                    return state.target
+            # All at once: who meets one replaced pack will meet others.
+            states = view.pack_states(None)
+        moved = {s.pack: s.target for s in states if s.mark == PackMark.RELOCATED and s.target is not None}
+        if ref.pack in moved:
+            return moved
         raise MissingBlobError(
             f"{what} is missing: pack {ref.pack.hex()} in {self.storage.url} should hold blob {ref.digest.hex()} "
             f"({ref.length} bytes at {ref.offset}), but there is no such pack. "

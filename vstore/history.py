@@ -47,12 +47,17 @@ def _require_ref(view: CatalogView, kind: RefKind, name: str, noun: str) -> Snap
 
 def require_entry(view: CatalogView, snapshot: SnapshotId) -> SnapshotEntry:
     """Return a retained snapshot's entry, or raise `SnapshotExpiredError` or `SnapshotNotFoundError`."""
+    return require_retained(require_known(view, snapshot))
+
+
+def require_known(view: CatalogView, snapshot: SnapshotId) -> HistoryEntry:
+    """Return what history knows of a snapshot, retained or expired, or raise `SnapshotNotFoundError`."""
     entry = look_up(view, snapshot)
     if entry is None:
         raise SnapshotNotFoundError(
             f"there is no snapshot {snapshot.hex()} in this repository. ancestry() lists a branch's snapshots."
         )
-    return require_retained(entry)
+    return entry
 
 
 def look_up(view: CatalogView, snapshot: SnapshotId) -> HistoryEntry | None:
@@ -241,7 +246,7 @@ def _first_where(
     return entry
 
 
-def jump_target(view: CatalogView, parent: SnapshotEntry | None) -> SnapshotId | None:
+def jump_target(view: CatalogView, parent: HistoryEntry | None) -> SnapshotId | None:
     """Return the jump pointer of a child of `parent` (see `SnapshotEntry`)."""
     if parent is None:
         return None

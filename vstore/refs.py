@@ -27,6 +27,7 @@ from vstore.catalog.base import (
     RefIs,
     Refusal,
     Retained,
+    SessionIs,
     SetRef,
     SetValue,
     Transaction,
@@ -86,6 +87,7 @@ class Change:
     details: dict[str, Any] = field(default_factory=dict)
 
 
+_PASSING = (ValueIs, Retained, SessionIs)
 Plan: TypeAlias = Callable[[CatalogView], Change | Operation]
 """Decides on a view what to do; an operation says that there is nothing to do, and is what `apply` returns."""
 
@@ -93,7 +95,8 @@ Plan: TypeAlias = Callable[[CatalogView], Change | Operation]
 def apply(handle: Handle, plan: Plan) -> Operation:
     """Apply what `plan` decides, or raise what its refusal means.
 
-    If only a value moved meanwhile (status, protection, settings), or a snapshot expired, `plan` decides anew.
+    If only a value moved meanwhile (status, protection, settings), a snapshot expired, or a session's registration
+    changed, `plan` decides anew.
     """
     for tries_left in reversed(range(_TRIES)):
         with handle.catalog.reading() as view:
@@ -115,7 +118,7 @@ def apply(handle: Handle, plan: Plan) -> Operation:
         outcome = handle.catalog.update(transaction)
         if isinstance(outcome, Applied):
             return outcome.operation
-        lasting = [each for each in outcome.refusals if not isinstance(each.precondition, ValueIs | Retained)]
+        lasting = [each for each in outcome.refusals if not isinstance(each.precondition, _PASSING)]
         if lasting or not tries_left:
             _raise_refusal((lasting or outcome.refusals)[0], change.kind)
     raise StorageError("unreachable")

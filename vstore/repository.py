@@ -10,11 +10,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from vstore import refs
+from vstore import leases, refs
 from vstore.blobs.spill import PackSpill
 from vstore.blobs.virtual import VirtualReader
 from vstore.blobs.writer import BlobWriter
@@ -43,7 +43,9 @@ from vstore.errors import (
     InvalidInputError,
     RepositoryExistsError,
     RepositoryNotFoundError,
+    SnapshotExpiredError,
     SnapshotNotFoundError,
+    StorageError,
     UnsafeStorageError,
 )
 from vstore.format.envelope import BlobKind
@@ -63,6 +65,7 @@ from vstore.history import (
 from vstore.ids import SnapshotId, new_repository_id, new_transaction_id
 from vstore.keys.objects import pack_name
 from vstore.keys.zarr import normalize_prefix
+from vstore.leases import SessionInfo
 from vstore.merge.solvers import SolverSpec
 from vstore.refs import MAIN
 from vstore.refs import OperationInfo as OperationInfo
@@ -73,13 +76,16 @@ from vstore.twins import async_twin
 
 if TYPE_CHECKING:
     from vstore.ops.compact import CompactReport
+    from vstore.ops.expire import ExpireReport
     from vstore.ops.fsck import FsckReport
     from vstore.ops.gc import GcReport
     from vstore.ops.storage_stats import StorageStats
+    from vstore.retention import RetentionPolicy
     from vstore.store import SessionStore
 
 ROOT_MESSAGE = "Repository initialized"
 _BATCH = 256
+_OPENING_TRIES = 5
 Location: TypeAlias = Any
 """A path, a URL, or an obstore store."""
 
@@ -241,14 +247,32 @@ class Repository:
         tag: str | None = None,
         snapshot_id: str | None = None,
         as_of: datetime | None = None,
+        lease: timedelta | None = None,
     ) -> Session:
         """Open a session that reads one snapshot: give exactly one of branch, tag and snapshot id.
 
         With `as_of`, an aware datetime: the newest snapshot of the branch (or before the tag) at or before it. A
-        snapshot id may be abbreviated to 8 or more hex digits.
+        snapshot id may be abbreviated to 8 or more hex digits. With `lease` the catalog is told to keep the snapshot
+        from expiring for that long, or until the session is closed; `Session.renew_lease` makes it longer.
 
-        Raises `RefNotFoundError`, `SnapshotNotFoundError` or `InvalidInputError`.
+        Raises `RefNotFoundError`, `SnapshotNotFoundError`, `SnapshotExpiredError` or `InvalidInputError`.
         """
+        for tries_left in reversed(range(_OPENING_TRIES)):
+            session = Session(self._handle, self._resolve_at(branch, tag, snapshot_id, as_of))
+            if lease is None:
+                return session
+            try:
+                session.renew_lease(lease)
+                return session
+            except SnapshotExpiredError:
+                # The branch moved on, and what it held expired, just now.
+                if snapshot_id is not None or not tries_left:
+                    raise
+        raise StorageError("unreachable")
+
+    def _resolve_at(
+        self, branch: str | None, tag: str | None, snapshot_id: str | None, as_of: datetime | None
+    ) -> SnapshotEntry:
         with self._handle.catalog.reading() as view:
             entry = resolve(view, branch, tag, snapshot_id)
             if as_of is not None:
@@ -260,15 +284,17 @@ class Repository:
                         f"{branch or tag!r} has no snapshot at or before {as_of.isoformat()}; ancestry() lists them."
                     )
                 entry = found
-        return Session(self._handle, entry)
+        return entry
 
     def writable_session(self, branch: str) -> Session:
         """Open a session on a branch's head that can change and commit."""
         self._handle.catalog.check_writable()
         with self._handle.catalog.reading() as view:
             require_online(view)
-            entry = require_entry(view, require_branch(view, branch))
-        return Session(self._handle, entry, branch=branch, default_metadata=self._default_metadata)
+            entry, epoch = require_entry(view, require_branch(view, branch)), view.epoch
+        return Session(
+            self._handle, entry, branch=branch, default_metadata=self._default_metadata, epoch=epoch
+        )
 
     @contextmanager
     def transaction(
@@ -287,6 +313,22 @@ class Repository:
         with self.writable_session(branch) as session:
             yield session.store
             session.commit(message, metadata, rebase_with=rebase_with, rebase_tries=rebase_tries)
+
+    def list_leases(self) -> list[SessionInfo]:
+        """Return the leases that readers took, the oldest first; one whose time is over blocks nothing any more."""
+        return [session for session in leases.list_sessions(self._handle) if session.snapshot_id is not None]
+
+    def list_sessions(self) -> list[SessionInfo]:
+        """Return all sessions that the catalog knows, the oldest first: leases, and writers with uncommitted packs."""
+        return leases.list_sessions(self._handle)
+
+    def abandon_session(self, session_id: str | SessionInfo) -> None:
+        """End the registration of a writer or a lease that crashed, by its id as `list_sessions` has it.
+
+        If the writer is alive its commit fails with `SessionStateError`, and nothing of it becomes visible; a reader
+        goes on, but its snapshot may expire. Raises `NotFoundError` if there is no such registration.
+        """
+        leases.abandon(self._handle, session_id)
 
     # --- history ---------------------------------------------------------------------------------------------
 
@@ -585,6 +627,36 @@ class Repository:
 
     # --- deleting --------------------------------------------------------------------------------------------
 
+    def expire_snapshots(
+        self,
+        older_than: datetime | None = None,
+        *,
+        delete_expired_branches: bool = False,
+        delete_expired_tags: bool = False,
+        policy: RetentionPolicy | None = None,
+        dry_run: bool = False,
+    ) -> ExpireReport:
+        """Let snapshots go by the repository's saved `RetentionPolicy`, and return which; `garbage_collect` frees them.
+
+        `older_than`, an aware datetime, lets those go too that are older, unless the policy keeps them; `policy` takes
+        the place of the saved one. Snapshots that no branch or tag reaches go by `unreachable_after` alone. Heads of
+        branches, tags, leases and all that protected branches reach are never let go, but a branch (not "main") or tag
+        whose own snapshot would be is deleted with it on request. History keeps the place of what expired.
+
+        Safe beside everything else: branches, tags and leases that are made meanwhile win. An interrupted run is gone
+        on with by the next one; a `dry_run` only says what would go. Raises `InvalidInputError`, `ReadOnlyError`, or
+        `ConflictError` if the repository never stood still.
+        """
+        from vstore.ops.expire import ExpireRequest, expire
+
+        request = ExpireRequest(
+            older_than=older_than,
+            delete_branches=delete_expired_branches,
+            delete_tags=delete_expired_tags,
+            policy=policy,
+        )
+        return expire(self._handle, request, dry_run=dry_run)
+
     def garbage_collect(
         self,
         delete_object_older_than: datetime | None = None,
@@ -608,18 +680,40 @@ class Repository:
         return collect(self._handle, cutoff_us=cutoff, dry_run=dry_run, progress=progress or silent)
 
     def compact(
-        self, *, dry_run: bool = False, progress: Callable[[int, int, str], None] | None = None
+        self,
+        *,
+        rewrite_heads: bool = False,
+        dry_run: bool = False,
+        progress: Callable[[int, int, str], None] | None = None,
     ) -> CompactReport:
         """Merge small packs and rewrite mostly dead ones, and return what was done.
 
         Snapshots and their ids stay as they are, and open readers go on reading. `garbage_collect` deletes the packs
-        that were replaced. Safe beside everything else; a `dry_run` only says what would be done. Raises
+        that were replaced. With `rewrite_heads` the branches' heads are rewritten afterwards, each by a commit, as
+        `rewrite_manifests` does. Safe beside everything else; a `dry_run` only says what would be done. Raises
         `CorruptionError` if metadata or what is to be copied is damaged; `ReadOnlyError`.
         """
         from vstore.ops.compact import compact
         from vstore.ops.marks import silent
 
-        return compact(self._handle, dry_run=dry_run, progress=progress or silent)
+        return compact(
+            self._handle, rewrite_heads=rewrite_heads, dry_run=dry_run, progress=progress or silent
+        )
+
+    def rewrite_manifests(
+        self, message: str, *, branch: str, metadata: Mapping[str, Any] | None = None
+    ) -> str:
+        """Commit the branch's head with its metadata written anew, and return the new snapshot's id.
+
+        It reads the same; but each tile of an array has one manifest, and every reference names the pack where the
+        bytes are now, so that reading it costs as little as reading a fresh copy. Best done after `compact`, which
+        moves the bytes. Nothing is committed, and the head's id returned, where that would gain nothing.
+
+        Raises `ConflictError` if the branch keeps moving; `RefNotFoundError`; `CorruptionError`.
+        """
+        from vstore.ops.rewrite import rewrite_head
+
+        return rewrite_head(self._handle, branch, message, {**self._default_metadata, **(metadata or {})})
 
     # --- checking --------------------------------------------------------------------------------------------
 
@@ -670,9 +764,7 @@ class Repository:
 
     def save_config(self) -> None:
         """Persist this object's settings for everybody who opens the repository from now on."""
-        refs.set_value(
-            self._handle, OperationKind.SET_CONFIG, CONFIG, lambda _: self._handle.config.to_json()
-        )
+        refs.set_value(self._handle, OperationKind.SET_CONFIG, CONFIG, self._handle.config.to_json)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -743,8 +835,13 @@ class Repository:
     lookup_snapshot_async = async_twin(lookup_snapshot)
     readonly_session_async = async_twin(readonly_session)
     writable_session_async = async_twin(writable_session)
+    expire_snapshots_async = async_twin(expire_snapshots)
+    list_leases_async = async_twin(list_leases)
+    list_sessions_async = async_twin(list_sessions)
+    abandon_session_async = async_twin(abandon_session)
     garbage_collect_async = async_twin(garbage_collect)
     compact_async = async_twin(compact)
+    rewrite_manifests_async = async_twin(rewrite_manifests)
     fsck_async = async_twin(fsck)
     storage_stats_async = async_twin(storage_stats)
     save_config_async = async_twin(save_config)

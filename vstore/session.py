@@ -9,15 +9,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from vstore import leases
 from vstore.blobs.reader import BlobReader
 from vstore.blobs.writer import BlobWriter
 from vstore.catalog.base import Applied, CloseSession, OpenSession, Precondition, Transaction
 from vstore.changes.diff import Diff
 from vstore.commit import (
+    MOVED_TRIES,
     CommitRequest,
+    Encode,
+    PacksMovedError,
     Prepared,
     Unchanged,
     prepare,
@@ -36,9 +41,9 @@ from vstore.errors import (
     StorageError,
 )
 from vstore.format.page import Child, Totals
-from vstore.format.record import OperationKind, SessionEntry, SnapshotEntry
+from vstore.format.record import HistoryEntry, OperationKind, SessionEntry, SnapshotEntry
 from vstore.handle import Handle, require_online, require_unprotected
-from vstore.history import require_branch, require_entry, resolve
+from vstore.history import require_branch, require_entry, require_known, resolve
 from vstore.ids import SessionId, new_session_id, new_transaction_id
 from vstore.keys.zarr import normalize_prefix
 from vstore.locks import ForkSafeLock
@@ -50,6 +55,7 @@ from vstore.shield import run_shielded
 from vstore.twins import async_twin
 from vstore.worktree import Worktree
 from vstore.worktree.compare import compare
+from vstore.worktree.encode import encode_worktree
 from vstore.worktree.frozen import FrozenChanges, freeze, thaw
 from vstore.worktree.listing import totals_below
 from vstore.worktree.moving import move_node
@@ -72,20 +78,25 @@ class Session:
         *,
         branch: str | None = None,
         default_metadata: Mapping[str, Any] | None = None,
+        epoch: int = 0,
     ) -> None:
+        """`epoch` is the catalog's when `entry` was looked up; an earlier one only makes a commit look twice."""
         self._handle = handle
         self._entry = entry
+        self._epoch = epoch
         self._branch = branch
         self._id = new_session_id()
         self._default_metadata = dict(default_metadata or {})
         self._lock = ForkSafeLock()
         self._is_registered = False
+        self._lease: SessionEntry | None = None
         self._is_copy = False
         self._is_read_only = branch is None
         self._in_doubt: Prepared | None = None
         self._mutations_in_doubt = 0
         self._origin = Origin(OperationKind.COMMIT)
         self._rebases = 0
+        self._encode: Encode = encode_worktree
         blobs = handle.open_snapshot(entry)
         self._tree = self._clean_tree(blobs, blobs.snapshot(entry.ref).root)
 
@@ -338,6 +349,11 @@ class Session:
         """
         return self._commit(OperationKind.FLUSH, message, metadata, True)
 
+    def commit_encoded(self, encode: Encode, message: str, metadata: Mapping[str, Any] | None = None) -> str:
+        """Commit what `encode` makes of this session, which must not have been written to, and reads the same."""
+        self._encode = encode
+        return self._commit(OperationKind.COMMIT, message, metadata, True)
+
     def _commit(
         self,
         kind: OperationKind,
@@ -382,12 +398,12 @@ class Session:
     def _request(
         self, kind: OperationKind, message: str, metadata: bytes, allow_empty: bool
     ) -> CommitRequest:
-        parents: tuple[SnapshotEntry, ...] = (self._entry, *self._origin.parents)
+        parents: tuple[HistoryEntry, ...] = (self._entry, *self._origin.parents)
         conditions: tuple[Precondition, ...] = ()
         if kind == OperationKind.AMEND:
             assert self._branch is not None
             with self._handle.catalog.reading() as view:
-                parents = tuple(require_entry(view, parent) for parent in self._entry.parents)
+                parents = tuple(require_known(view, parent) for parent in self._entry.parents)
                 conditions = (require_unprotected(view, self._branch),)
         return CommitRequest(
             kind,
@@ -398,9 +414,11 @@ class Session:
             parents,
             # An amend changes the message at least, a merge the history.
             allow_empty or kind == OperationKind.AMEND or len(parents) > 1,
+            self._epoch,
             self._origin.sources,
             conditions,
             {**self._origin.details, **({"rebases": self._rebases} if self._rebases else {})},
+            self._encode,
         )
 
     def _commit_request(self, request: CommitRequest) -> str:
@@ -412,23 +430,30 @@ class Session:
         return snapshot
 
     def _commit_frozen(self, request: CommitRequest) -> str:
-        prepared = prepare(self._handle, self._tree, request)
-        if isinstance(prepared, Unchanged):
-            self._unregister()
-            self._become_read_only(self._entry, self._tree.nodes.root)
-            return self.snapshot_id
-        self._in_doubt, self._mutations_in_doubt = prepared, self._tree.mutations
-        try:
-            publish(self._handle, prepared, self._id if self._is_registered else None)
-        except (StorageError, KeyboardInterrupt):
-            # Whether it landed is asked when the session is used again.
-            raise
-        except Exception:
+        for tries_left in reversed(range(MOVED_TRIES)):
+            prepared = prepare(self._handle, self._tree, request)
+            if isinstance(prepared, Unchanged):
+                self._unregister()
+                self._become_read_only(self._entry, self._tree.nodes.root)
+                return self.snapshot_id
+            self._in_doubt, self._mutations_in_doubt = prepared, self._tree.mutations
+            try:
+                publish(self._handle, prepared, self._id if self._is_registered else None)
+            except PacksMovedError:
+                self._in_doubt = None
+                if not tries_left:
+                    raise
+                continue
+            except (StorageError, KeyboardInterrupt):
+                # Whether it landed is asked when the session is used again.
+                raise
+            except Exception:
+                self._in_doubt = None
+                raise
             self._in_doubt = None
-            raise
-        self._in_doubt = None
-        self._become_read_only(prepared.entry, prepared.root)
-        return self.snapshot_id
+            self._become_read_only(prepared.entry, prepared.root)
+            return self.snapshot_id
+        raise StorageError("unreachable")
 
     def _settle_doubt(self) -> str | None:
         """Find out whether an earlier commit of this session landed although it did not say so."""
@@ -470,9 +495,39 @@ class Session:
             old.writer.close()
             self._unregister()
 
-    def close(self) -> None:
-        """Let go of what the session holds; uncommitted changes are lost. May be called again."""
+    # --- leases ----------------------------------------------------------------------------------------------
+
+    @property
+    def lease(self) -> leases.SessionInfo | None:
+        """The lease that keeps this session's snapshot from expiring, as it was taken or renewed last."""
+        return None if self._lease is None else leases.session_info(self._lease)
+
+    def renew_lease(self, duration: timedelta) -> leases.SessionInfo:
+        """Keep the snapshot of this read-only session from expiring for `duration` from now, and return the lease.
+
+        A session without a lease takes one. It ends when its time is over, which blocks nothing any more, or with
+        `close`. Raises `SnapshotExpiredError` if it is too late, `SessionStateError` if somebody ended the lease.
+        """
         with self._lock:
+            if not self._is_read_only or self._is_copy:
+                raise SessionStateError(
+                    "a lease is for reading: the snapshot that a writable session is based on is kept as long as its "
+                    "branch holds it. Open a read-only session for a lease."
+                )
+            self._lease = leases.take(self._handle, self._entry.id, duration, self._lease)
+            return leases.session_info(self._lease)
+
+    def _end_lease(self) -> None:
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            with contextlib.suppress(StorageError, ReadOnlyError):
+                # If it can't be said now, its time will be over.
+                leases.end(self._handle, lease.session)
+
+    def close(self) -> None:
+        """Let go of what the session holds; uncommitted changes are lost, a lease is ended. May be called again."""
+        with self._lock:
+            self._end_lease()
             old = self._tree
             if not isinstance(old.own, BlobWriter):
                 return
@@ -480,7 +535,7 @@ class Session:
             self._tree = self._clean_tree(old.blobs, old.nodes.root)
             old.closed = "this session was closed. Open a new one with repo.writable_session(branch)."
             old.own.close()
-            with contextlib.suppress(StorageError):
+            with contextlib.suppress(StorageError, ReadOnlyError):
                 # If it can't be said now, the entry stays, and gc names it.
                 self._unregister()
 
@@ -571,6 +626,7 @@ class Session:
     rebase_async = async_twin(rebase)
     discard_changes_async = async_twin(discard_changes)
     status_async = async_twin(status)
+    renew_lease_async = async_twin(renew_lease)
 
 
 def _unpickle(

@@ -17,6 +17,7 @@ from vstore.errors import CommitOutcomeUnknownError, OutcomeUnknownError
 from vstore.handle import Handle
 from vstore.storage.location import open_storage
 from vstore.testing.faults import FaultPlan, FaultyStorage
+from vstore.testing.interleave import InterleavedCatalog, Interleaving
 
 
 class FaultyCatalog:
@@ -48,6 +49,9 @@ class FaultyCatalog:
     def check(self) -> list[str]:
         return self.inner.check()
 
+    def tidy(self) -> None:
+        self.plan.run("tidy", "catalog", self.inner.tidy)
+
     def close(self) -> None:
         self.inner.close()
 
@@ -62,6 +66,19 @@ def open_faulty(
     catalog: Any
     if place.kind == "sqlite":
         catalog = FaultyCatalog(open_catalog(bare, PackSpill(bare)), plan)
+    else:
+        catalog = LogCatalog.open(storage, PackSpill(storage), clock=clock)
+    return vstore.Repository(Handle(storage, catalog, VirtualReader(), RepositoryConfig(), "ada", clock))
+
+
+def open_interleaved(place: Place, schedule: Interleaving) -> vstore.Repository:
+    """Open the repository at `place` with its requests under a schedule. Waits between tries take no time."""
+    bare = open_storage(place.location)
+    storage = schedule.storage(bare)
+    clock = HandClock()
+    catalog: Any
+    if place.kind == "sqlite":
+        catalog = InterleavedCatalog(open_catalog(bare, PackSpill(bare)), schedule)
     else:
         catalog = LogCatalog.open(storage, PackSpill(storage), clock=clock)
     return vstore.Repository(Handle(storage, catalog, VirtualReader(), RepositoryConfig(), "ada", clock))

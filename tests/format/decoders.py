@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tests.format.make_golden import GOLDEN
+from tests.format.make_golden import EXPIRED, GOLDEN
 from vstore.errors import CorruptionError
 from vstore.format.manifest import decode_manifest
 from vstore.format.node import NodeTag, decode_node, decode_pointer, decode_value, path_of, tile_of
@@ -21,6 +21,7 @@ from vstore.format.pack import (
 from vstore.format.page import decode_child, decode_page
 from vstore.format.record import (
     entry_from_wire,
+    expired_from_wire,
     operation_from_wire,
     pack_state_from_wire,
     session_from_wire,
@@ -81,6 +82,9 @@ MESSAGES: dict[str, Callable[[bytes], Any]] = {
     "pack-relocated.bin": from_message(pack_state_from_wire),
     "pack-condemned.bin": from_message(pack_state_from_wire),
     "session.bin": from_message(session_from_wire),
+    "lease.bin": from_message(session_from_wire),
+    "expired.bin": from_message(lambda value: expired_from_wire(EXPIRED.id, value)),
+    "expired-first.bin": from_message(lambda value: expired_from_wire(EXPIRED.id, value)),
 }
 PACKS = ["pack-empty.bin", "pack-tiny.bin", "pack-full.bin", "pack-large.bin"]
 

@@ -28,6 +28,7 @@ from vstore.format.node import (
 from vstore.format.pack import PACK_HEADER, Footer, check_table, encode_ending
 from vstore.format.page import Child, Entry, Totals, encode_child, encode_page
 from vstore.format.record import (
+    ExpiredEntry,
     Operation,
     OperationKind,
     PackMark,
@@ -37,6 +38,7 @@ from vstore.format.record import (
     SessionEntry,
     SnapshotEntry,
     entry_to_wire,
+    expired_to_wire,
     operation_to_wire,
     session_to_wire,
 )
@@ -260,6 +262,9 @@ OPERATION = Operation(
 RELOCATED = PackState(PACK_A, PackMark.RELOCATED, 12, PACK_B)
 CONDEMNED = PackState(PACK_B, PackMark.CONDEMNED, 2**40, None)
 SESSION = SessionEntry(SessionId(bytes(range(32, 48))), 3, TIME_US, TIME_US + 10**12)
+LEASE = SESSION._replace(snapshot=ENTRY.id)
+EXPIRED = ExpiredEntry(ENTRY.id, ENTRY.parents, ENTRY.time_us, ENTRY.depth, ENTRY.jump)
+FIRST_EXPIRED = EXPIRED._replace(parents=(), depth=0, jump=None)
 
 
 def build() -> dict[str, bytes]:
@@ -292,6 +297,9 @@ def build() -> dict[str, bytes]:
         "pack-relocated.bin": pack_message(tuple(RELOCATED)),
         "pack-condemned.bin": pack_message(tuple(CONDEMNED)),
         "session.bin": pack_message(session_to_wire(SESSION)),
+        "lease.bin": pack_message(session_to_wire(LEASE)),
+        "expired.bin": pack_message(expired_to_wire(EXPIRED)),
+        "expired-first.bin": pack_message(expired_to_wire(FIRST_EXPIRED)),
     }
 
 

@@ -59,6 +59,9 @@ EXPECTED: dict[str, Any] = {
     "pack-relocated.bin": golden.RELOCATED,
     "pack-condemned.bin": golden.CONDEMNED,
     "session.bin": golden.SESSION,
+    "lease.bin": golden.LEASE,
+    "expired.bin": golden.EXPIRED,
+    "expired-first.bin": golden.FIRST_EXPIRED,
 }
 PAGES = {
     "page-leaf.bin": (0, golden.LEAF),

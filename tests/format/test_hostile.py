@@ -300,7 +300,7 @@ def test_any_part_may_be_anything(name, data):
         decode(wrap(encode(message)))
 
 
-RECORDS = ["entry.bin", "operation.bin", "pack-relocated.bin", "session.bin"]
+RECORDS = ["entry.bin", "operation.bin", "pack-relocated.bin", "session.bin", "lease.bin", "expired.bin"]
 
 
 @pytest.mark.parametrize("name", RECORDS)

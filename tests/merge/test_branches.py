@@ -13,13 +13,12 @@ import pytest
 import zarr
 
 import vstore
-from tests.repositories import GROUP, KINDS, Place, array_document, contents, quick_folder, write
-from vstore.branching import CommitText, MergeRequest, merge, merge_base_tree
-from vstore.catalog.base import Catalog
-from vstore.handle import Handle
+from tests.repositories import GROUP, KINDS, Place, array_document, contents, drop, quick_folder, write
+from vstore.branching import merge_base_tree
+from vstore.catalog.base import AddSnapshot, Applied
 from vstore.history import find_snapshot
-from vstore.ids import SnapshotId
 from vstore.ops.fsck import check
+from vstore.repository import _first_transaction
 
 UNKNOWN = "ab" * 32
 START = {"zarr.json": GROUP, "a/zarr.json": array_document((4,)), "a/c/0": b"0", "a/c/1": b"1"}
@@ -411,60 +410,77 @@ def test_moves_after_a_criss_cross(repository: vstore.Repository) -> None:
     assert shown(repository) == START
 
 
-class Amnesia:
-    """A catalog that forgot some snapshots, as if they had expired."""
-
-    def __init__(self, inner: Catalog, *gone: str) -> None:
-        self._inner = inner
-        self._gone = {bytes.fromhex(snapshot) for snapshot in gone}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    @contextmanager
-    def reading(self) -> Iterator[Any]:
-        with self._inner.reading() as view:
-            yield AmnesicView(view, self._gone)
-
-
-class AmnesicView:
-    def __init__(self, inner: Any, gone: set[bytes]) -> None:
-        self._inner = inner
-        self._gone = gone
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    def snapshot(self, snapshot: SnapshotId) -> Any:
-        return None if snapshot in self._gone else self._inner.snapshot(snapshot)
+def test_a_merge_whose_base_expired_is_refused_by_its_name(place: Place) -> None:
+    with place.create() as repository:
+        base = save(repository, START)
+        repository.create_branch("dev", base)
+        main, dev = save(repository, {"a/c/0": b"main"}), save(repository, {"a/c/1": b"dev"}, "dev")
+        newer = save(repository, {"a/c/2": b"dev"}, "dev")
+        drop(repository, base)
+        acts: list[Callable[[], object]] = [
+            lambda: repository.merge("dev"),
+            lambda: repository.merge_session("dev"),
+            lambda: repository.merge("main", "dev", squash=True),
+            lambda: repository.cherry_pick(dev),
+            lambda: repository.revert(dev, "dev"),
+        ]
+        for act in acts:
+            with nothing_changes(repository), pytest.raises(vstore.SnapshotExpiredError, match=base):
+                act()
+        # Only what lies between the base and its ends is needed: what is older or newer may be gone.
+        assert repository.cherry_pick(newer) == head(repository)
+        assert shown(repository) == START | {"a/c/0": b"main", "a/c/2": b"dev"}
+        assert main in parents(repository, head(repository))
 
 
-def forgetful(repository: vstore.Repository, *gone: str) -> Handle:
-    return replace(repository.handle, catalog=cast(Catalog, Amnesia(repository.handle.catalog, *gone)))
+def test_a_merge_needs_the_base_and_the_ends_alone(repository: vstore.Repository) -> None:
+    first = repository.lookup_snapshot(head(repository)).parent_id
+    assert first is not None
+    between = save(repository, {"a/c/0": b"main"}), save(repository, {"a/c/1": b"dev"}, "dev")
+    ends = save(repository, {"a/c/2": b"main"}), save(repository, {"a/c/3": b"dev"}, "dev")
+    drop(repository, first, *between)
+    made = repository.merge("dev")
+    assert parents(repository, made) == ends
+    expected = {"a/c/0": b"main", "a/c/1": b"dev", "a/c/2": b"main", "a/c/3": b"dev"}
+    assert shown(repository) == START | expected
+    # The graph goes on through what expired.
+    assert repository.merge("main", "dev") == made
+    assert [info.id for info in repository.ancestry(branch="dev")][:3] == [made, ends[1], ends[0]]
 
 
 def test_histories_without_a_common_ancestor_do_not_merge(repository: vstore.Repository) -> None:
-    common = head(repository)
-    older = repository.lookup_snapshot(common).parent_id
-    assert older is not None
-    save(repository, {"a/c/0": b"main"})
-    save(repository, {"a/c/1": b"dev"}, "dev")
-    request, text = MergeRequest("dev", "main", "ours"), CommitText(None, None)
-    with nothing_changes(repository), pytest.raises(vstore.UnrelatedHistoriesError, match="expired"):
-        merge(forgetful(repository, common, older), request, text, {}, fast_forward=True)
-    assert merge(repository.handle, request, text, {}, fast_forward=True) == head(repository)
+    handle = repository.handle
+    identity = handle.catalog.identity._replace(created_us=handle.clock.now_us())
+    # As if it had been brought here from another repository.
+    foreign = _first_transaction(handle.storage, identity, handle.config, "ada")
+    added = next(update for update in foreign.updates if isinstance(update, AddSnapshot))
+    assert isinstance(handle.catalog.update(replace(foreign, preconditions=(), updates=(added,))), Applied)
+    repository.reset_branch("dev", added.entry.id.hex())
+    save(repository, {"b": b"1"}, "dev")
+    with (
+        nothing_changes(repository),
+        pytest.raises(vstore.UnrelatedHistoriesError, match="no common ancestor"),
+    ):
+        repository.merge("dev", solver="ours")
 
 
-def test_crossed_bases_whose_own_base_is_gone_still_merge(repository: vstore.Repository) -> None:
+def test_crossed_bases_whose_own_base_expired_still_merge(repository: vstore.Repository) -> None:
     start = head(repository)
-    older = repository.lookup_snapshot(start).parent_id
-    assert older is not None
     cross(repository, {"a/c/0": b"main"}, {"a/c/1": b"dev"})
-    handle = forgetful(repository, start, older)
     with repository.handle.catalog.reading() as view:
         ends = [find_snapshot(view, head(repository, branch)) for branch in ("main", "dev")]
-    assert merge_base_tree(handle, *ends).read("a/c/0") in (b"0", b"main")
     assert merge_base_tree(repository.handle, *ends).read("a/c/0") == b"main"
+    drop(repository, start)
+    assert merge_base_tree(repository.handle, *ends).read("a/c/0") in (b"0", b"main")
+    save(repository, {"a/c/2": b"main"})
+    save(repository, {"a/c/3": b"dev"}, "dev")
+    repository.merge("dev")
+    assert shown(repository) == START | {
+        "a/c/0": b"main",
+        "a/c/1": b"dev",
+        "a/c/2": b"main",
+        "a/c/3": b"dev",
+    }
 
 
 # --- others commit meanwhile ---------------------------------------------------------------------------------

@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
+import pytest
 from hypothesis.stateful import (
     Bundle,
     RuleBasedStateMachine,
@@ -29,6 +31,7 @@ from vstore.worktree.listing import iter_keys, list_folder, size_below
 PATHS = ["", "a", "g", "g/a", "g/b", "deep/er/x"]
 GROUP_3 = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}).encode()
 GROUP_2 = b'{"zarr_format": 2}'
+FUTURE = datetime(2100, 1, 1, tzinfo=UTC)
 
 
 def array_3(shape: tuple[int, ...], encoding: str, separator: str, dtype: str) -> bytes:
@@ -104,6 +107,7 @@ class Versions(RuleBasedStateMachine):
         self.session = self.repository.writable_session("main")
         self.model: dict[str, bytes] = {}
         self.base: dict[str, bytes] = {}
+        self.expired: set[str] = set()
 
     def teardown(self) -> None:
         if hasattr(self, "repository"):
@@ -193,8 +197,24 @@ class Versions(RuleBasedStateMachine):
         self.session = self.repository.writable_session("main")
         self.model = dict(self.base)
 
+    @rule(last=st.integers(1, 3), gc=st.booleans())
+    def expire(self, last: int, gc: bool) -> None:
+        policy = vstore.RetentionPolicy(keep_last=last, unreachable_after=timedelta(0))
+        report = self.repository.expire_snapshots(policy=policy)
+        kept = [info.id for info in self.repository.ancestry(branch="main")]
+        assert not set(kept) & self.expired
+        assert len(kept) == report.retained <= last
+        self.expired.update(report.snapshots)
+        if gc:
+            # Whatever the session holds that is not committed yet stays.
+            self.repository.garbage_collect(FUTURE)
+
     @rule(version=committed)
     def read_version(self, version: tuple[str, dict[str, bytes]]) -> None:
+        if version[0] in self.expired:
+            with pytest.raises(vstore.SnapshotExpiredError, match=version[0]):
+                self.repository.readonly_session(snapshot_id=version[0])
+            return
         tree = self.repository.readonly_session(snapshot_id=version[0]).tree
         self.compare(tree, version[1])
 

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 import vstore
-from tests.repositories import KINDS, HandClock, Place, commit, contents, quick_folder, write
+from tests.repositories import KINDS, HandClock, Place, commit, contents, drop, quick_folder, write
 from vstore import refs
-from vstore.catalog.base import CatalogView, Transaction
+from vstore.catalog.base import Transaction
 from vstore.format.record import OperationKind
 from vstore.handle import require_unprotected
-from vstore.ids import SnapshotId
 
 State = dict[str, str]
 
@@ -353,25 +352,11 @@ def test_restore_and_the_log_across_several_batches(
 # --- expired snapshots ---------------------------------------------------------------------------------------
 
 
-def expire(repository: vstore.Repository, monkeypatch: pytest.MonkeyPatch, *snapshots: str) -> None:
-    """Let snapshots be unknown from now on: nothing expires them yet."""
-    with repository.handle.catalog.reading() as view:
-        kind: Any = type(view)
-    really = kind.snapshot
-
-    def snapshot(self: CatalogView, wanted: SnapshotId) -> Any:
-        return None if wanted.hex() in snapshots else really(self, wanted)
-
-    monkeypatch.setattr(kind, "snapshot", snapshot)
-
-
-def test_what_has_expired_is_not_put_back(
-    furnished: vstore.Repository, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_has_expired_is_not_put_back(furnished: vstore.Repository) -> None:
     lost, entry = head(furnished), newest(furnished)
     amend(furnished)
+    drop(furnished, lost)
     after, done = state(furnished), newest(furnished)
-    expire(furnished, monkeypatch, lost)
     for call in (furnished.undo, lambda: furnished.restore(entry)):
         with pytest.raises(vstore.SnapshotExpiredError, match=rf"branch 'main'.*{lost}"):
             call()
@@ -384,7 +369,7 @@ def test_what_expires_meanwhile_is_not_put_back(
     lost = head(furnished)
     amend(furnished)
     after = state(furnished)
-    just_before_update(furnished, monkeypatch, lambda it: expire(it, monkeypatch, lost))
+    just_before_update(furnished, monkeypatch, lambda it: drop(it, lost))
     with pytest.raises(vstore.SnapshotExpiredError, match=lost):
         furnished.undo()
     assert state(furnished) == after
@@ -638,21 +623,31 @@ def test_the_graph_takes_at_most_one_start_that_is_there(furnished: vstore.Repos
         furnished.ancestry_graph(branch="absent")
 
 
-def test_the_graph_ends_where_snapshots_have_expired(
-    furnished: vstore.Repository, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_graph_passes_through_expired_snapshots(furnished: vstore.Repository) -> None:
     tip, tagged, first = (info.id for info in furnished.ancestry(branch="main"))
     session = furnished.writable_session("other")
     write(session, {"y": b"1"})
     furnished.handle.clock.sleep(1)
     made = session.commit("on other")
-    expire(furnished, monkeypatch, first)
-    assert list(furnished.ancestry_graph()) == [
+    furnished.delete_tag("v1")
+    drop(furnished, tagged)
+    joined = [
         f"* {made[:12]} (other) on other",
-        "",
-        f"* {tip[:12]} (main) a commit",
-        f"* {tagged[:12]} (tag: v1) a commit",
+        f"| * {tip[:12]} (main) a commit",
+        "|/",
+        f"* {first[:12]} Repository initialized",
     ]
+    assert list(furnished.ancestry_graph()) == joined
+    assert [info.id for info in furnished.ancestry(branch="main")] == [tip, first]
+    assert furnished.lookup_snapshot(tip).parent_ids == (tagged,)
+    drop(furnished, first)
+    assert list(furnished.ancestry_graph()) == [joined[0], "", f"* {tip[:12]} (main) a commit"]
+    for named in (
+        lambda: furnished.readonly_session(snapshot_id=tagged),
+        lambda: furnished.lookup_snapshot(tagged),
+    ):
+        with pytest.raises(vstore.SnapshotExpiredError, match=tagged):
+            named()
 
 
 def test_the_graph_prints_colours_unless_plain(

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 
 from vstore.format.pack import Footer
 from vstore.ids import Digest, PackId
@@ -29,9 +31,9 @@ class Relocations:
         # Nearly always empty: asked on the path of every read.
         return self._targets.get(pack) if self._targets else None
 
-    def note(self, pack: PackId, target: PackId) -> None:
+    def note(self, targets: Mapping[PackId, PackId]) -> None:
         with self._lock:
-            self._targets[pack] = target
+            self._targets.update(targets)
             while len(self._targets) > MAX_MOVED_PACKS:
                 self._targets.popitem(last=False)
 
@@ -59,3 +61,20 @@ class IndexedFooter:
                 return row
             at += 1
         return None
+
+    def find_many(self, digests: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+        """Return the rows of blobs with the digests u8[n, 32]; -1 for those that are not here."""
+        rows = np.full(len(digests), -1, dtype=np.int64)
+        if not len(self._prefixes) or not len(digests):
+            return rows
+        wanted = np.ascontiguousarray(digests[:, : _PREFIX.itemsize]).view(_PREFIX).reshape(-1)
+        at = np.minimum(np.searchsorted(self._prefixes, wanted), len(self._prefixes) - 1)
+        candidates = self._order[at]
+        same = (self.footer.digests[candidates] == digests).all(axis=1)
+        rows[same] = candidates[same]
+        for row in np.flatnonzero(~same).tolist():
+            # Absent, or another digest begins with the same eight bytes.
+            found = self.find(Digest(digests[row].tobytes()))
+            if found is not None:
+                rows[row] = found
+        return rows

@@ -7,12 +7,19 @@ in from above): compact may have moved its blobs. What can't be had or doesn't m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeAlias, TypeVar
 
 from vstore.blobs.cache import CACHE
 from vstore.blobs.moved import IndexedFooter, Relocations
-from vstore.errors import CorruptionError, FormatError, MissingBlobError, ObjectNotFoundError, StorageError
+from vstore.errors import (
+    CorruptionError,
+    FormatError,
+    InternalError,
+    MissingBlobError,
+    ObjectNotFoundError,
+    StorageError,
+)
 from vstore.format.manifest import Manifest, decode_manifest
 from vstore.format.pack import (
     TRAILER_SIZE,
@@ -29,8 +36,9 @@ from vstore.ids import Digest, PackId, blake3_digest
 from vstore.keys.objects import pack_name
 from vstore.storage.base import Storage
 
-Recover: TypeAlias = Callable[[BlobRef, str], PackId]
-"""Given a ref whose pack is gone and what the blob holds: the pack that has it now, or a typed error."""
+Recover: TypeAlias = Callable[[BlobRef, str], Mapping[PackId, PackId]]
+"""Given a ref whose pack is gone and what the blob holds: where compact moved packs, this one among them, or a typed
+error."""
 
 T = TypeVar("T")
 
@@ -38,6 +46,8 @@ _MAX_METADATA_BYTES = 256 * 1024 * 1024
 _JOINED_GAP_BYTES = 256 * 1024
 _TAIL_BYTES = 16 * 1024
 _STRETCH_LIMIT_BYTES = 8 * 1024 * 1024
+_MOVE_TRIES = 4
+"""Looks for a blob while compact keeps moving it: each takes another run of compact and two of gc in between."""
 
 
 class ByteSpan(NamedTuple):
@@ -47,7 +57,7 @@ class ByteSpan(NamedTuple):
     stop: int
 
 
-def no_recovery(ref: BlobRef, what: str) -> PackId:
+def no_recovery(ref: BlobRef, what: str) -> Mapping[PackId, PackId]:
     """Stand in where there is no catalog to ask."""
     raise MissingBlobError(_missing_message(ref, what))
 
@@ -219,12 +229,17 @@ class BlobReader:
     def _with_recovery(self, ref: BlobRef, what: str, read: Callable[[BlobRef], memoryview]) -> memoryview:
         try:
             target = self._moved.get(ref.pack)
-            try:
-                return read(ref if target is None else self.find(ref, target))
-            except ObjectNotFoundError:
-                target = self._recover(ref, what)
-                self._moved.note(ref.pack, target)
-                return read(self.find(ref, target))
+            for tries_left in reversed(range(_MOVE_TRIES)):
+                try:
+                    return read(ref if target is None else self.find(ref, target))
+                except ObjectNotFoundError:
+                    moved = self._recover(ref, what)
+                    self._moved.note(moved)
+                    # The catalog folds chains: a pack that it names is gone only if compact was here again.
+                    if not tries_left:
+                        raise
+                    target = moved[ref.pack]
+            raise InternalError("unreachable")
         except CorruptionError as error:
             raise _named(error, what) from None
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from vstore.errors import InvalidInputError
@@ -88,10 +89,19 @@ class Retained:
 
 @dataclass(frozen=True, slots=True)
 class NotHeld:
-    """No ref points at any of these snapshots, and no lease that ends after `now_us` keeps one."""
+    """No ref (but those in `besides`) points at any of these snapshots; no lease that ends after `now_us` keeps one."""
 
     snapshots: frozenset[SnapshotId]
     now_us: int
+    besides: frozenset[tuple[RefKind, str]] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class BranchesAre:
+    """The branches with one of the names or globs in `patterns` are just `held`, sorted by name."""
+
+    patterns: tuple[str, ...]
+    held: tuple[tuple[str, SnapshotId], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +140,25 @@ class SessionOpen:
     session: SessionId
 
 
+@dataclass(frozen=True, slots=True)
+class SessionIs:
+    """The session is registered with just this entry."""
+
+    entry: SessionEntry
+
+
 Precondition: TypeAlias = (
-    RefIs | NameUnused | Retained | NotHeld | EpochIs | PacksUsable | PacksMarked | ValueIs | SessionOpen
+    RefIs
+    | NameUnused
+    | Retained
+    | NotHeld
+    | BranchesAre
+    | EpochIs
+    | PacksUsable
+    | PacksMarked
+    | ValueIs
+    | SessionOpen
+    | SessionIs
 )
 
 
@@ -317,7 +344,7 @@ class CatalogView(Protocol):
         """Yield all retained snapshots, in no special order."""
 
     def iter_expired(self) -> Iterator[ExpiredEntry]:
-        """Yield what is kept of all expired snapshots, in no special order."""
+        """Yield what is kept of all expired snapshots, in no special order; also of those that were retained again."""
 
     def iter_operations(self, before: int | None = None) -> Iterator[Operation]:
         """Yield the operations numbered below `before` (None: all), newest first, lazily."""
@@ -451,8 +478,13 @@ def _violation(view: CatalogView, precondition: Precondition) -> tuple[object] |
         case Retained(snapshots):
             missing = [snapshot for snapshot in snapshots if view.snapshot(snapshot) is None]
             return (missing,) if missing else None
-        case NotHeld(unwanted, now_us):
-            held = [snapshot for kind in RefKind for _, snapshot in view.iter_refs(kind)]
+        case NotHeld(unwanted, now_us, besides):
+            held = [
+                snapshot
+                for kind in RefKind
+                for name, snapshot in view.iter_refs(kind)
+                if (kind, name) not in besides
+            ]
             held += [
                 entry.snapshot
                 for entry in view.iter_sessions()
@@ -460,6 +492,9 @@ def _violation(view: CatalogView, precondition: Precondition) -> tuple[object] |
             ]
             kept = sorted(unwanted.intersection(held))
             return (kept,) if kept else None
+        case BranchesAre(patterns, expected_branches):
+            branches = matching_branches(view, patterns)
+            return None if branches == expected_branches else (branches,)
         case EpochIs(epoch):
             return None if view.epoch == epoch else (view.epoch,)
         case PacksUsable(packs):
@@ -475,3 +510,15 @@ def _violation(view: CatalogView, precondition: Precondition) -> tuple[object] |
             return None if value == wanted_value else (value,)
         case SessionOpen(session):
             return None if view.session(session) is not None else (session,)
+        case SessionIs(entry):
+            registered = view.session(entry.session)
+            return None if registered == entry else (registered,)
+
+
+def matching_branches(view: CatalogView, patterns: tuple[str, ...]) -> tuple[tuple[str, SnapshotId], ...]:
+    """Return the branches with one of these names or globs, and what they hold, sorted by name."""
+    return tuple(
+        (name, snapshot)
+        for name, snapshot in (view.iter_refs(RefKind.BRANCH) if patterns else ())
+        if any(fnmatchcase(name, pattern) for pattern in patterns)
+    )

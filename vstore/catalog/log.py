@@ -15,9 +15,9 @@ Neighbours: `log_head` finds the newest record, `log_state` says what is in it, 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from vstore import tree
 from vstore.catalog.base import (
@@ -42,6 +42,7 @@ from vstore.errors import (
     FormatError,
     InternalError,
     InvalidInputError,
+    MissingBlobError,
     ObjectExistsError,
     OutcomeUnknownError,
     OutOfSpaceError,
@@ -58,6 +59,8 @@ from vstore.format.log_record import (
     encode_record,
     encode_tombstone,
 )
+from vstore.format.page import Page, PageNames
+from vstore.format.refs import BlobRef
 from vstore.ids import TransactionId, new_nonce
 from vstore.keys.objects import LATEST, REPO, log_name
 from vstore.storage.base import Storage
@@ -67,12 +70,18 @@ __all__ = ["LogCatalog", "SpillStore"]
 
 _MAX_UNSETTLED = 1024
 
+T = TypeVar("T")
+
 
 class SpillStore(PageStore, Protocol):
     """Where the pages of large states are; pickles if the storage does."""
 
     def write_pages(self) -> AbstractContextManager[PageSink]:
         """Give a sink for one batch of pages; they are durable when the context ends without an error."""
+
+
+class StaleStateError(StorageError):
+    """The state that was being looked at is not the newest any more, and its pages were deleted: look again."""
 
 
 class LogCatalog:
@@ -167,7 +176,11 @@ class LogCatalog:
             self._wait(patience, first)
 
     def _view(self, head: Head) -> LogView:
-        return LogView(head.record, self._pages)
+        return LogView(head.record, self._pages_of(head.record))
+
+    def _pages_of(self, record: LogRecord) -> PageStore:
+        """Return the pages of one state, which gc deletes when newer states have no use for them."""
+        return _StatePages(self._pages, lambda: self._resolve().record.root != record.root)
 
     @property
     def identity(self) -> Identity:
@@ -228,6 +241,9 @@ class LogCatalog:
                 else plan(view, transaction, view.sequence + 1)
             )
             landed = self._append(head.record, planned, None if refusals else transaction, patience)
+        except StaleStateError:
+            patience.note_loss()
+            return None
         except (StorageError, FormatError) as error:
             if transaction.transaction not in self._unsettled:
                 raise
@@ -283,7 +299,7 @@ class LogCatalog:
         if not changes:
             return record
         with self._pages.write_pages() as sink:
-            root = tree.update(self._pages, sink, record.root, changes, POLICY)
+            root = tree.update(self._pages_of(record), sink, record.root, changes, POLICY)
         return spill(record, changes, root)
 
     def _acknowledge(self, head: Head) -> None:
@@ -384,3 +400,28 @@ def _exists_error(storage: Storage) -> RepositoryExistsError:
     return RepositoryExistsError(
         f"{storage.url!r} already holds a repository. Open it, or choose another location."
     )
+
+
+class _StatePages:
+    """The pages of one state: one that is gone because the catalog has moved on is told from one that is lost."""
+
+    def __init__(self, pages: PageStore, is_replaced: Callable[[], bool]) -> None:
+        self._pages = pages
+        self._is_replaced = is_replaced
+
+    def page(self, ref: BlobRef) -> Page:
+        return self._read(self._pages.page, ref)
+
+    def names(self, ref: BlobRef) -> PageNames:
+        return self._read(self._pages.names, ref)
+
+    def _read(self, read: Callable[[BlobRef], T], ref: BlobRef) -> T:
+        try:
+            return read(ref)
+        except MissingBlobError as error:
+            if not self._is_replaced():
+                raise
+            raise StaleStateError(
+                "the catalog has changed since it was looked at, and garbage collection deleted a page of the state "
+                "that was being read. Nothing was changed; try again."
+            ) from error

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any, NamedTuple
 
 import msgspec
@@ -364,7 +364,9 @@ class StateView(ABC):
         start, stop = prefix_range(prefix)
         retained = self._snapshot_ids(start, stop, limit)
         expired = (SnapshotId(key) for key, _ in self._scan(Space.EXPIRED, start, stop))
-        return list(islice(heapq.merge(retained, expired), limit))
+        # One that was retained again is both.
+        merged = (snapshot for snapshot, _ in groupby(heapq.merge(retained, expired)))
+        return list(islice(merged, limit))
 
     def _snapshot_ids(self, start: bytes, stop: bytes | None, limit: int) -> Iterator[SnapshotId]:
         """Yield ids of retained snapshots with start <= id < stop, sorted; the first `limit` or more."""

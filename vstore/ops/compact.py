@@ -12,7 +12,7 @@ leaves marks that hinder nobody and a pack that gc deletes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -39,6 +39,7 @@ from vstore.format.refs import BlobRef
 from vstore.handle import Handle, require_online
 from vstore.ids import Digest, PackId, blake3_digest, new_pack_id, new_transaction_id
 from vstore.keys.objects import PACK_PREFIX, pack_name, parse_pack_name
+from vstore.ops import rewrite
 from vstore.ops.live import LiveBlobs, LiveRows, join_rows
 from vstore.ops.marks import Marks, Progress, Roots, final_packs, silent, take_roots
 
@@ -69,7 +70,7 @@ class CompactReport:
     """What compact did, or in a dry run would do: so many packs, of so many bytes, became others.
 
     `skipped` groups were needed by commits meanwhile; the next run looks at them again. The replaced packs are
-    deleted by `garbage_collect`.
+    deleted by `garbage_collect`. `rewritten_heads` are the new heads of branches that were rewritten.
     """
 
     dry_run: bool
@@ -80,6 +81,7 @@ class CompactReport:
     new_packs: int = 0
     new_bytes: int = 0
     skipped: int = 0
+    rewritten_heads: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         verb = "would become" if self.dry_run else "became"
@@ -90,13 +92,23 @@ class CompactReport:
         return text + (f"; {self.skipped} groups were needed meanwhile" if self.skipped else "")
 
 
-def compact(handle: Handle, *, dry_run: bool = False, progress: Progress = silent) -> CompactReport:
+def compact(
+    handle: Handle,
+    *,
+    rewrite_heads: bool = False,
+    dry_run: bool = False,
+    progress: Progress = silent,
+) -> CompactReport:
     """Merge small packs and rewrite mostly dead ones. Safe beside commits, readers, gc and another compact.
 
     Raises `CorruptionError` if metadata can't be read, or a blob that is to be copied is damaged; nothing has changed
     for the packs concerned then.
     """
-    return _Compactor(handle, dry_run, progress).run()
+    report = _Compactor(handle, dry_run, progress).run()
+    if rewrite_heads and not dry_run:
+        # Afterwards: they name the packs where blobs are now.
+        report.rewritten_heads = rewrite.rewrite_heads(handle, "Rewrite the metadata of the head", progress)
+    return report
 
 
 class _Compactor:

@@ -47,7 +47,7 @@ MIN_STAGED_GRACE_US = 60 * 1_000_000
 _MARKS_AT_ONCE = 2000
 _DELETES_AT_ONCE = 1000
 _CHECKS_AT_ONCE = 16
-_ROUNDS = 2
+_ROUNDS = 4
 _TRIES = 10
 
 T = TypeVar("T")
@@ -149,11 +149,15 @@ class _Collector:
         self._files: dict[PackId, _File] = {}
 
     def run(self) -> GcReport:
-        # The first round condemns, the second deletes: two runs for each pack.
-        for number in range(1 if self._report.dry_run else _ROUNDS):
+        # One round condemns, the next deletes: two for each pack. A third is for what gc itself left behind: the
+        # catalog's pages that its own updates replaced.
+        for number in range(_ROUNDS):
+            condemned = self._report.condemned_packs
             roots = self._round(is_first=number == 0)
             if roots is not None:
                 self._delete(roots)
+            if self._report.condemned_packs == condemned:
+                break
         return self._report
 
     def _round(self, *, is_first: bool) -> Roots | None:
@@ -165,7 +169,8 @@ class _Collector:
             # Only after the state: a pack that comes in between is young, or condemned and rescued.
             self._files = self._list()
             self._marks.mark(roots, self._progress)
-            plan = plan_gc(roots, self._marks.named, self._garbage(roots, count=is_first))
+            garbage = self._garbage(roots, count=is_first)
+            plan = plan_gc(roots, self._marks.named, garbage, self._cutoff_us)
             if is_first:
                 self._count_live(plan)
             if online is None:
@@ -193,13 +198,16 @@ class _Collector:
             state.pack
             for state in roots.states
             # Condemned and not listed: gone already, or the listing is stale.
-            if state.mark == PackMark.CONDEMNED and state.pack not in self._files.keys() | live
+            if state.mark == PackMark.CONDEMNED
+            and state.pack not in self._files
+            and state.pack not in live
+            and not _is_registered(state.pack, roots)
         }
         waiting, held = [], []
         for pack, file in self._files.items():
             if pack in live:
                 continue
-            if pack[: len(pack) // 2] in roots.session_prefixes or self._is_held(pack, file):
+            if _is_registered(pack, roots) or self._is_held(pack, file):
                 held.append(file.size)
             elif file.modified_us >= self._newest_us(file):
                 waiting.append(file.size)
@@ -304,7 +312,7 @@ class _Collector:
             return
         with self._handle.catalog.reading() as view:
             online = require_online(view)
-            roots = Roots(view.sequence, view.epoch, (), (), (), frozenset(), {})
+            roots = Roots(view.sequence, view.epoch, (), (), (), frozenset(), {}, 0)
             present = set(view.pack_states(frozenset(state.pack for state in gone)))
         ours = [state for state in gone if state in present]
         if not ours:
@@ -320,8 +328,11 @@ class _Collector:
             self._report.deleted_bytes += 0 if file is None else file.size
 
 
-def plan_gc(roots: Roots, named: set[PackId], garbage: set[PackId]) -> GcPlan:
-    """Decide what one run does; `named` are the packs that roots name, `garbage` those that may be judged."""
+def plan_gc(roots: Roots, named: set[PackId], garbage: set[PackId], cutoff_us: int) -> GcPlan:
+    """Decide what one run does; `named` are the packs that roots name, `garbage` those that may be judged.
+
+    Marks of a compact that did nothing since `cutoff_us` are struck: if it still lives, it begins anew.
+    """
     live = final_packs(named, roots.moved)
     condemned = [state for state in roots.states if state.mark == PackMark.CONDEMNED]
     marked = {s.pack for s in roots.states if s.mark in (PackMark.CONDEMNED, PackMark.DELETING)}
@@ -332,8 +343,18 @@ def plan_gc(roots: Roots, named: set[PackId], garbage: set[PackId]) -> GcPlan:
         condemned=tuple(sorted(garbage - marked)),
         doomed=tuple(state for state in condemned if state.pack in garbage),
         # No marked manifest names the source of a relocation any more: nobody will ask where it went.
-        stale=tuple(s for s in roots.states if s.mark == PackMark.RELOCATED and s.pack not in named),
+        stale=tuple(
+            s
+            for s in roots.states
+            if (s.mark == PackMark.RELOCATED and s.pack not in named)
+            or (s.mark == PackMark.REPLACING and roots.compacted_us < cutoff_us)
+        ),
     )
+
+
+def _is_registered(pack: PackId, roots: Roots) -> bool:
+    """Tell whether a pack is of a session that is registered, and therefore never judged."""
+    return pack[: len(pack) // 2] in roots.session_prefixes
 
 
 def _parts(plan: GcPlan) -> Iterator[GcPlan]:

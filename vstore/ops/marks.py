@@ -7,11 +7,12 @@ are named, `compact` which blobs. Marks only grow: what expires meanwhile counts
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import NamedTuple, TypeAlias
 
 from vstore.catalog.base import CatalogView
-from vstore.errors import CorruptionError
-from vstore.format.record import PackMark, PackState, SnapshotEntry
+from vstore.errors import CorruptionError, StorageError
+from vstore.format.record import OperationKind, PackMark, PackState, SnapshotEntry
 from vstore.format.refs import BlobRef
 from vstore.handle import Handle
 from vstore.ids import PackId, pack_prefix
@@ -19,6 +20,7 @@ from vstore.reachability import NeededBlob, NeededChunks, Unreadable, Walk
 
 Progress: TypeAlias = Callable[[int, int, str], None]
 """Called with (done, total, what), for a progress bar."""
+_OPERATIONS_LOOKED_AT = 1000
 
 
 def silent(done: int, total: int, what: str) -> None:
@@ -39,6 +41,9 @@ class Roots(NamedTuple):
     moved: dict[PackId, PackId]
     """The pack that has the blobs of a replaced one."""
 
+    compacted_us: int
+    """When something was last compacted, as far as its operation is near; asked only where packs are being replaced."""
+
 
 def take_roots(view: CatalogView) -> Roots:
     """Return the roots in `view`."""
@@ -51,7 +56,16 @@ def take_roots(view: CatalogView) -> Roots:
         states,
         frozenset(pack_prefix(entry.session) for entry in view.iter_sessions()),
         {s.pack: s.target for s in states if s.mark == PackMark.RELOCATED and s.target is not None},
+        _last_compacted(view) if any(s.mark == PackMark.REPLACING for s in states) else 0,
     )
+
+
+def _last_compacted(view: CatalogView) -> int:
+    """Return the time of the newest operation of compact; 0 if it is long past."""
+    for operation in islice(view.iter_operations(), _OPERATIONS_LOOKED_AT):
+        if operation.kind == OperationKind.COMPACT:
+            return operation.time_us
+    return 0
 
 
 class Marks:
@@ -68,7 +82,8 @@ class Marks:
     def mark(self, roots: Roots, progress: Progress = silent) -> None:
         """Mark what `roots` need, but for what was marked before.
 
-        Raises `CorruptionError` if something can't be read: what it names is not known then.
+        Raises `CorruptionError` if something that is needed is missing or damaged, `StorageError` if it can't be had:
+        what it names is not known then.
         """
         self.named.update(ref.pack for ref in roots.pages)
         for number, entry in enumerate(roots.entries):
@@ -78,11 +93,16 @@ class Marks:
 
     def _take(self, found: NeededBlob | NeededChunks | Unreadable, entry: SnapshotEntry) -> None:
         if isinstance(found, Unreadable):
+            if isinstance(found.error, StorageError):
+                # It says nothing of what is stored: another run may read it.
+                raise found.error
             if self._is_retained(entry):
                 raise CorruptionError(
                     f"{found.blob.what} of snapshot {entry.id.hex()[:12]} can't be read, so that nothing tells what it "
                     f"needs, and nothing was deleted: {found.error}. repo.fsck() names all that is damaged."
                 )
+            # It expired meanwhile. What it shares with others was taken note of, but not all of it was seen.
+            self._walk = Walk(self._handle.blobs_for(None))
             return
         if isinstance(found, NeededBlob):
             self.named.add(found.ref.pack)

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from enum import Enum
 from typing import TypeVar
 
+from vstore.catalog.base import Catalog, CatalogView, Identity, Outcome, Transaction
 from vstore.errors import ObjectExistsError, OutcomeUnknownError, StorageError, VStoreError
-from vstore.ids import PackId
+from vstore.ids import BytesLike, PackId
+from vstore.keys.objects import pack_name
 from vstore.storage.base import ObjectInfo, PackSink, Storage
 from vstore.testing.faults import SimulatedCrash
 
@@ -128,7 +131,7 @@ class Interleaving:
 
 
 class InterleavedStorage:
-    """A `Storage` whose requests wait for their turn. Packs are written freely: they do not race."""
+    """A `Storage` whose requests wait for their turn, but for reads and writes in packs: they do not race."""
 
     def __init__(self, inner: Storage, schedule: Interleaving) -> None:
         self.inner = inner
@@ -179,16 +182,69 @@ class InterleavedStorage:
         self.schedule.request("write", name, lambda: self.inner.write(name, data, durable=durable))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        return self.inner.list(prefix)
+        return self.schedule.request("list", prefix, lambda: iter([*self.inner.list(prefix)]))
 
     def is_held(self, name: str) -> bool:
         return self.inner.is_held(name)
 
     def delete(self, names: Sequence[str]) -> None:
-        self.inner.delete(names)
+        for half in (names[: len(names) // 2], names[len(names) // 2 :]):
+            if half:
+                self.schedule.request("delete", " ".join(half), lambda half=half: self.inner.delete(half))  # type: ignore[misc]
 
     def open_pack(self, pack: PackId) -> PackSink:
-        return self.inner.open_pack(pack)
+        return InterleavedPack(self.inner.open_pack(pack), self.schedule)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+class InterleavedPack:
+    """A `PackSink` that waits for its turn to be sealed."""
+
+    def __init__(self, inner: PackSink, schedule: Interleaving) -> None:
+        self.inner = inner
+        self.schedule = schedule
+        self.pack = inner.pack
+
+    def write(self, offset: int, buffers: Sequence[BytesLike]) -> None:
+        self.inner.write(offset, buffers)
+
+    def read(self, offset: int, length: int) -> memoryview:
+        return self.inner.read(offset, length)
+
+    def seal(self, size: int) -> None:
+        self.schedule.request("seal", pack_name(self.pack), lambda: self.inner.seal(size))
+
+    def discard(self) -> None:
+        self.inner.discard()
+
+
+class InterleavedCatalog:
+    """A `Catalog` that keeps its state elsewhere than in the storage: each view and update waits for its turn."""
+
+    def __init__(self, inner: Catalog, schedule: Interleaving) -> None:
+        self.inner = inner
+        self.schedule = schedule
+
+    @property
+    def identity(self) -> Identity:
+        return self.inner.identity
+
+    def reading(self) -> AbstractContextManager[CatalogView]:
+        return self.schedule.request("reading", "catalog", self.inner.reading)
+
+    def check_writable(self) -> None:
+        self.inner.check_writable()
+
+    def update(self, transaction: Transaction) -> Outcome:
+        return self.schedule.request("update", transaction.kind.name, lambda: self.inner.update(transaction))
+
+    def check(self) -> list[str]:
+        return self.inner.check()
+
+    def tidy(self) -> None:
+        self.schedule.request("tidy", "catalog", self.inner.tidy)
 
     def replace_damaged_pack(self, pack: PackId) -> PackSink:
         return self.inner.replace_damaged_pack(pack)

@@ -27,6 +27,7 @@ from vstore.catalog.base import (
     AddSnapshot,
     Applied,
     DropRef,
+    DropSnapshots,
     EpochIs,
     MarkPacks,
     OpenSession,
@@ -69,6 +70,7 @@ from vstore.testing.catalog_contract import (
     commit_on,
     entry_of,
     first_transaction,
+    lease_of,
     pack_of,
     transaction_of,
 )
@@ -340,6 +342,7 @@ def specimen(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, dict[str,
         PackState(pack_of(2), PackMark.RELOCATED, 0, pack_of(3)),
     ]
     apply(catalog, MarkPacks(tuple(states)), OpenSession(SessionEntry(SessionId(bytes(16)), 0, 1, 2)))
+    apply(catalog, DropSnapshots(GONE), OpenSession(lease_of("reader", ROOT.id)))
     catalog.close()
     data = file_of(folder).read_bytes()
     seen: dict[str, object] = {}
@@ -357,6 +360,8 @@ IDS = [
     SnapshotId(bytes(32)),
     *(entry_of(f"extra {number}").id for number in range(6)),
 ]
+GONE = (*IDS[2:4], entry_of("commit 0", ROOT.id).id)
+"""One that has come alone, and two of several; no ref holds one."""
 
 
 def commit_ids(view: Any) -> list[SnapshotId]:
@@ -375,6 +380,8 @@ LOOKS: dict[str, Callable[[Any], object]] = {
     "snapshots of commits": lambda view: [view.snapshot(snapshot) for snapshot in commit_ids(view)],
     "snapshots by prefix": lambda view: [view.find_snapshots(f"{digit:x}", 99) for digit in range(16)],
     "snapshots": lambda view: sorted(view.iter_snapshots()),
+    "expired by id": lambda view: [view.expired(snapshot) for snapshot in (*IDS, *GONE)],
+    "expired": lambda view: sorted(view.iter_expired()),
     "operations": lambda view: list(view.iter_operations()),
     "transactions": lambda view: [view.find_transaction(bytes(16), 0), view.find_transaction(bytes(16), 20)],
     "values": lambda view: [view.value("config"), view.value("status")],
@@ -522,7 +529,12 @@ def test_check_notices_what_reading_notices(specimen, tmp_path):
         ("DELETE FROM state WHERE space = 3", "values"),
         ("DELETE FROM state WHERE space = 4 AND key > x'00000000000000000000000000000002'", "marks"),
         ("DELETE FROM state WHERE space = 0", "the head"),
-        ("DELETE FROM snapshots WHERE rowid IN (SELECT 1)", "snapshots"),
+        ("DELETE FROM snapshots WHERE key = (SELECT max(key) FROM snapshots WHERE space = 6)", "snapshots"),
+        ("DELETE FROM snapshots WHERE space = 8", "expired"),
+        ("DELETE FROM snapshots WHERE space = 8", "expired by id"),
+        ("UPDATE snapshots SET value = x'00' WHERE space = 8", "expired by id"),
+        ("UPDATE snapshots SET space = 6 WHERE space = 8", "snapshots"),
+        ("UPDATE snapshots SET space = 6 WHERE space = 8", "expired by id"),
         ("DELETE FROM log WHERE sequence = 7", "operations"),
         ("DELETE FROM log WHERE sequence = (SELECT max(sequence) FROM log)", "operations"),
         ("DELETE FROM log WHERE sequence = 7", "snapshots"),
@@ -537,7 +549,7 @@ def test_check_notices_what_reading_notices(specimen, tmp_path):
 def test_lost_and_changed_rows_are_noticed(specimen, folder, statement, look):
     folder.mkdir()
     file_of(folder).write_bytes(specimen[0])
-    run_sql(folder, statement.replace("rowid IN (SELECT 1)", "key IN (SELECT max(key) FROM snapshots)"))
+    run_sql(folder, statement)
     catalog = SqliteCatalog(str(folder))
     with pytest.raises(CorruptionError) as caught:
         look_at(catalog, LOOKS[look])
@@ -556,6 +568,10 @@ def test_lost_and_changed_rows_are_noticed(specimen, folder, statement, look):
         ),
         ("UPDATE state SET value = x'00' WHERE space = 0", ["'state'", "head"]),
         ("UPDATE log SET body = x'00' WHERE sequence = 0", ["'log'", "row 0", "operation"]),
+        (
+            f"UPDATE snapshots SET value = x'00' WHERE space = 8 AND key = x'{GONE[0].hex()}'",
+            ["(8, ", f"expired {GONE[0].hex()}"],
+        ),
     ],
 )
 def test_damage_is_named_by_table_row_and_meaning(specimen, folder, statement, words):
@@ -564,7 +580,10 @@ def test_damage_is_named_by_table_row_and_meaning(specimen, folder, statement, w
     run_sql(folder, statement)
     catalog = SqliteCatalog(str(folder))
     with pytest.raises(CorruptionError) as caught:
-        look_at(catalog, lambda view: (view.ref(BRANCH, MAIN), list(view.iter_operations())))
+        look_at(
+            catalog,
+            lambda view: (view.ref(BRANCH, MAIN), list(view.iter_operations()), view.expired(GONE[0])),
+        )
     for word in (*words, str(folder)):
         assert word in str(caught.value)
     catalog.close()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tests.unit.format.strategies import blob_refs, digests, names, pack_ids, sizes
 from vstore.errors import CorruptionError
 from vstore.format.record import (
+    ExpiredEntry,
     Operation,
     OperationKind,
     PackMark,
@@ -20,10 +21,13 @@ from vstore.format.record import (
     digest_of,
     entry_from_wire,
     entry_to_wire,
+    expired_from_wire,
+    expired_to_wire,
     operation_from_wire,
     operation_to_wire,
     pack_state_from_wire,
     session_from_wire,
+    session_to_wire,
 )
 from vstore.format.refs import pack_message, unpack_message
 from vstore.ids import SessionId, SnapshotId, TransactionId
@@ -57,7 +61,15 @@ operations = st.builds(
     st.dictionaries(names, st.none() | names | st.integers(-100, 100), max_size=3),
 )
 pack_states = st.builds(PackState, pack_ids, st.sampled_from(PackMark), times, st.none() | pack_ids)
-sessions = st.builds(SessionEntry, ids.map(SessionId), times, times, times)
+sessions = st.builds(SessionEntry, ids.map(SessionId), times, times, times, st.none() | snapshot_ids)
+expired_entries = st.builds(
+    ExpiredEntry,
+    snapshot_ids,
+    st.lists(snapshot_ids, max_size=3).map(tuple),
+    times,
+    st.integers(0, 2**48),
+    st.none() | snapshot_ids,
+)
 
 
 def sent(wire: Any) -> Any:
@@ -82,7 +94,19 @@ def test_pack_state(state):
 
 @given(sessions)
 def test_session(session):
-    assert session_from_wire(sent(session)) == session
+    assert session_from_wire(sent(session_to_wire(session))) == session
+
+
+def test_only_a_lease_has_a_fifth_field():
+    # A session's registration is written as it was before there were leases.
+    session = SessionEntry(SessionId(ID16), 7, 8, 9)
+    assert len(session_to_wire(session)) == 4
+    assert session_to_wire(session._replace(snapshot=SnapshotId(ID32))) == (*session_to_wire(session), ID32)
+
+
+@given(expired_entries)
+def test_expired_entry(entry):
+    assert expired_from_wire(entry.id, sent(expired_to_wire(entry))) == entry
 
 
 def test_digest_of():
@@ -101,10 +125,13 @@ RECORDS: dict[str, tuple[Any, list[Any]]] = {
     "operation": (operation_from_wire, [5, ID16, 2, 7, "ada", [CHANGE], {"a": 1}]),
     "pack state": (pack_state_from_wire, [ID16, 4, 7, ID16]),
     "session": (session_from_wire, [ID16, 7, 8, 9]),
+    "lease": (session_from_wire, [ID16, 7, 8, 9, ID32]),
+    "expired": (lambda value: expired_from_wire(SnapshotId(ID32), value), [[ID32], 5, 1, ID32]),
 }
-OPTIONAL = {("entry", 4), ("entry", 7), ("pack state", 3)}
+OPTIONAL = {("entry", 4), ("entry", 7), ("pack state", 3), ("lease", 4), ("expired", 3)}
 LEGAL = {
     ("entry", 1, "[]"),
+    ("expired", 0, "[]"),
     ("operation", 4, "'text'"),
     ("operation", 5, "[]"),
     ("operation", 6, "{}"),
@@ -124,7 +151,8 @@ def test_wrong_types_are_refused(name):
                 continue
             with pytest.raises(CorruptionError):
                 decode([*good[:index], value, *good[index + 1 :]])
-    for value in (None, 1, "text", b"bytes", {}, good[:-1]):
+    # A lease without its last field is a session.
+    for value in (None, 1, "text", b"bytes", {}, good[:-1] if name != "lease" else good[:-2]):
         with pytest.raises(CorruptionError):
             decode(value)
 
@@ -132,7 +160,8 @@ def test_wrong_types_are_refused(name):
 @pytest.mark.parametrize("name", RECORDS)
 def test_fields_of_later_versions_are_ignored(name):
     decode, good = RECORDS[name]
-    assert decode([*good, {"more": 1}]) == decode(good)
+    later = [None, {"more": 1}] if name == "session" else [{"more": 1}]
+    assert decode([*good, *later]) == decode(good)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +187,11 @@ def test_fields_of_later_versions_are_ignored(name):
         ("pack state", 1, max(PackMark) + 1),
         ("pack state", 3, bytes(15)),
         ("session", 0, bytes(32)),
+        ("lease", 4, bytes(16)),
+        ("expired", 0, [bytes(31)]),
+        ("expired", 1, 253_402_300_800_000_000),
+        ("expired", 2, 2**48 + 1),
+        ("expired", 3, bytes(16)),
     ],
 )
 def test_broken_rules_are_refused(name, index, value):
