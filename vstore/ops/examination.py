@@ -44,11 +44,10 @@ class Scope(NamedTuple):
 def reader_of(storage: Storage, moved: Mapping[PackId, PackId]) -> BlobReader:
     """Return a reader that finds moved blobs by `moved` alone."""
 
-    def recover(ref: BlobRef, what: str) -> PackId:
-        target = moved.get(ref.pack)
-        if target is None:
+    def recover(ref: BlobRef, what: str) -> Mapping[PackId, PackId]:
+        if ref.pack not in moved:
             raise MissingBlobError(f"{what} is missing: there is no pack {ref.pack.hex()}.")
-        return target
+        return moved
 
     return BlobReader(storage, recover)
 

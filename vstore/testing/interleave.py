@@ -195,6 +195,9 @@ class InterleavedStorage:
     def open_pack(self, pack: PackId) -> PackSink:
         return InterleavedPack(self.inner.open_pack(pack), self.schedule)
 
+    def replace_damaged_pack(self, pack: PackId) -> PackSink:
+        return self.inner.replace_damaged_pack(pack)
+
     def close(self) -> None:
         self.inner.close()
 
@@ -245,9 +248,6 @@ class InterleavedCatalog:
 
     def tidy(self) -> None:
         self.schedule.request("tidy", "catalog", self.inner.tidy)
-
-    def replace_damaged_pack(self, pack: PackId) -> PackSink:
-        return self.inner.replace_damaged_pack(pack)
 
     def close(self) -> None:
         self.inner.close()
