@@ -747,7 +747,8 @@ class Repository:
         repository (with the same id), is where damaged and missing packs are fetched from; nothing is deleted, and
         what the copy does not have either is reported. `progress` is called with (done, total, what).
 
-        Safe beside everything else. Raises `InvalidInputError` if `repair_from` is no copy of this repository.
+        Safe beside everything else. Raises `InvalidInputError` if `repair_from` is no copy of this repository,
+        `ReadOnlyError` if something is to be repaired where nothing can be written.
         """
         from vstore.ops.fsck import check
 

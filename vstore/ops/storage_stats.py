@@ -407,18 +407,17 @@ class _Refs:
         return total
 
     def _rows(self, tile: _Tile, manifest: Manifest, low: int, high: int) -> _Rows:
-        kinds, sources = manifest.kinds, manifest.sources
-        is_virtual = kinds == ChunkKind.VIRTUAL
-        prefixes = digest_prefixes(manifest.digests)
-        names = np.where(
-            is_virtual, _lookup(_location_keys(manifest), sources), _lookup(_pack_keys(manifest), sources)
+        is_virtual = manifest.kinds == ChunkKind.VIRTUAL
+        keys = manifest.offsets * _MIX + np.where(
+            is_virtual,
+            _lookup(_location_keys(manifest), manifest.sources),
+            _lookup(_pack_keys(manifest), manifest.sources),
         )
-        keys = names + manifest.offsets * _MIX
         # By content, so that all refs to a blob, and to a version of a chunk, are in one part.
-        content = np.where(is_virtual, keys, prefixes)
+        content = np.where(is_virtual, keys, digest_prefixes(manifest.digests))
         rows = _is_ref(manifest) & (content >= np.uint64(low)) & (content <= np.uint64(high))
         chunk = int.from_bytes(blake3_digest(repr(tile.place).encode())[:8], "little")
-        versions = content ^ ((np.uint64(chunk) + manifest.positions.astype(np.uint64)) * _MIX)
+        chunks = np.uint64(chunk) + manifest.positions[rows].astype(np.uint64)
         count = int(np.count_nonzero(rows))
         state = tile.state
 
@@ -427,7 +426,7 @@ class _Refs:
 
         return _Rows(
             keys[rows],
-            versions[rows],
+            content[rows] ^ (chunks * _MIX),
             manifest.lengths[rows],
             constant(self._paths[tile.place.path]),
             constant(state.first),
@@ -461,10 +460,10 @@ class _Refs:
         sums = self._sums
         if len(rows.keys) == 0:
             return
-        for one in _firsts_of(rows.versions, np.flatnonzero(~rows.virtual)):
-            sums.versions_bytes += int(rows.lengths[one].sum())
+        own = np.flatnonzero(~rows.virtual)
+        sums.versions_bytes += int(rows.lengths[own[_one_of_each(rows.versions[own])]].sum())
         self._sum_arrays(rows)
-        order = np.argsort(rows.keys, kind="stable")
+        order = np.argsort(rows.keys)
         starts = _starts(rows.keys[order])
         lengths = rows.lengths[order][starts].astype(np.float64)
         virtual = rows.virtual[order][starts]
@@ -485,11 +484,7 @@ class _Refs:
                 sums.by_mask[mask] = sums.by_mask.get(mask, 0) + int(size)
 
     def _sum_arrays(self, rows: _Rows) -> None:
-        order = np.lexsort((rows.keys, rows.arrays))
-        keys, arrays = rows.keys[order], rows.arrays[order]
-        is_new = np.ones(len(order), dtype=bool)
-        is_new[1:] = (keys[1:] != keys[:-1]) | (arrays[1:] != arrays[:-1])
-        one = order[is_new]
+        one = _one_of_each(rows.keys ^ (rows.arrays.astype(np.uint64) * _MIX))
         sizes = []
         for is_virtual in (False, True):
             some = one[rows.virtual[one] == is_virtual]
@@ -550,9 +545,10 @@ def _starts(values: npt.NDArray[np.generic]) -> npt.NDArray[np.intp]:
     return np.flatnonzero(is_start)
 
 
-def _firsts_of(values: U64, rows: npt.NDArray[np.intp]) -> Iterator[npt.NDArray[np.intp]]:
-    if len(rows):
-        yield rows[np.unique(values[rows], return_index=True)[1]]
+def _one_of_each(values: U64) -> npt.NDArray[np.intp]:
+    """Return a row of each value that there is."""
+    order: npt.NDArray[np.intp] = np.argsort(values)
+    return order[_starts(values[order])] if len(order) else order
 
 
 def _fill(stats: StorageStats, history: _History, census: _Census, sums: _Sums, top: int) -> None:

@@ -198,6 +198,9 @@ class InterleavedStorage:
     def open_pack(self, pack: PackId) -> PackSink:
         return InterleavedPack(self.inner.open_pack(pack), self.schedule)
 
+    def replace_damaged_pack(self, pack: PackId) -> PackSink:
+        return self.inner.replace_damaged_pack(pack)
+
     def close(self) -> None:
         self.inner.close()
 

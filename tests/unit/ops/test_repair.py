@@ -23,9 +23,11 @@ from tests.unit.ops.damage import (
     stored,
 )
 from tests.unit.ops.repositories import FUTURE, packs
+from vstore.catalog.base import Applied, MarkPacks, Transaction
 from vstore.errors import StorageError
 from vstore.format.envelope import BlobKind
-from vstore.ids import PackId
+from vstore.format.record import OperationKind, PackMark, PackState
+from vstore.ids import PackId, new_transaction_id
 from vstore.keys.objects import STAGING_PREFIX, pack_name, parse_pack_name
 from vstore.storage.base import Storage
 from vstore.testing.faults import Fault, FaultPlan, FaultyStorage, SimulatedCrash
@@ -328,6 +330,36 @@ def test_what_is_out_of_reach_is_not_repaired(local_pair: Pair) -> None:
     assert report.repaired == []
     assert all("out of reach" in text for text in report.not_repaired)
     assert all_bytes(local_pair.repository) == local_pair.before
+
+
+def test_what_is_being_deleted_is_not_put_back(local_pair: Pair) -> None:
+    """Deleting is final: a late delete could take away what was put back."""
+    pack = local_pair.pack(1)
+    local_pair.storage.delete([pack_name(pack)])
+    catalog = local_pair.repository.handle.catalog
+    with catalog.reading() as view:
+        since, epoch = view.sequence, view.epoch
+    marks = MarkPacks((PackState(pack, PackMark.DELETING, epoch, None),))
+    transaction = Transaction(new_transaction_id(), since, OperationKind.COLLECT, 0, "", (), (marks,))
+    assert isinstance(catalog.update(transaction), Applied)
+    report = local_pair.repository.fsck(repair_from=local_pair.copy)
+    assert report.repaired == []
+    assert "being deleted" in report.not_repaired[0]
+    assert pack_name(pack) not in packs(local_pair.repository)
+
+
+def test_where_nothing_can_be_written_nothing_is_repaired(local_pair: Pair) -> None:
+    class ReadOnly(FaultyStorage):
+        def replace_damaged_pack(self, pack: PackId):  # type: ignore[no-untyped-def]
+            raise vstore.ReadOnlyError("injected: nothing can be written")
+
+    repository = vstore.Repository(
+        replace(local_pair.repository.handle, storage=ReadOnly(local_pair.storage))
+    )
+    assert repository.fsck(data=True, repair_from=local_pair.copy).is_clean
+    local_pair.storage.delete([pack_name(local_pair.pack(1))])
+    with pytest.raises(vstore.ReadOnlyError):
+        repository.fsck(repair_from=local_pair.copy)
 
 
 def test_the_report_says_what_was_done(local_pair: Pair) -> None:
