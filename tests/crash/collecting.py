@@ -158,7 +158,9 @@ def _fill(repository: vstore.Repository, world: World) -> None:
         write(session, {"gone": b"g" * 3000})
         names["gone"] = session.flush("gone")
     expire(repository, names["gone"])
-    names["third"] = commit(repository, {"a/c/7": b"7" * 10, "a/c/6": b"six" * 400, "third": b"t" * 2000}, "third")
+    names["third"] = commit(
+        repository, {"a/c/7": b"7" * 10, "a/c/6": b"six" * 400, "third": b"t" * 2000}, "third"
+    )
     # What they hold is needed by those that follow them.
     expire(repository, names["second"], names["dev 1"])
 
