@@ -126,7 +126,7 @@ def _template(kind: str) -> tuple[World, Any]:
     world = World(Place.new(kind, folder))
     with world.place.create() as repository:
         _fill(repository, world)
-        for name in map(world.names.__getitem__, ("first", "third", "dev 2", "picked", "lost")):
+        for name in map(world.names.__getitem__, ("first", "third", "fourth", "dev 2", "picked", "lost")):
             world.versions[name] = contents(repository.readonly_session(snapshot_id=name))
     if kind != "memory":
         return world, folder
@@ -161,6 +161,7 @@ def _fill(repository: vstore.Repository, world: World) -> None:
     names["third"] = commit(
         repository, {"a/c/7": b"7" * 10, "a/c/6": b"six" * 400, "third": b"t" * 2000}, "third"
     )
+    names["fourth"] = commit(repository, {"fourth": b"4" * 2000}, "fourth")
     # What they hold is needed by those that follow them.
     expire(repository, names["second"], names["dev 1"])
 
