@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,6 +123,35 @@ class VersionedSystem(System):
     def count_history(self) -> int:
         """Return the number of commits in the history, by walking it."""
         raise NotImplementedError
+
+
+class CollectingSystem(VersionedSystem):
+    """A versioned system that can let go of its history."""
+
+    @abstractmethod
+    def collecting(self) -> Iterator[tuple[str, Callable[[], object]]]:
+        """Yield, with its name, each step after which nothing but the newest state is kept."""
+
+    @abstractmethod
+    def is_data(self, name: str) -> bool:
+        """Tell whether a file, by its path in the folder, holds chunks or metadata: no names, no log."""
+
+    def fresh_copy(self) -> Self:
+        """Return a system of the same kind in a folder beside this one's, which does not exist yet."""
+        return type(self)(self.folder.with_name(f"{self.folder.name}-fresh"), self.pipeline)
+
+    def used(self) -> tuple[int, int]:
+        """Return the bytes and the number of files that are in use."""
+        sizes = self._sizes()
+        return sum(sizes.values()), len(sizes)
+
+    def used_by_data(self) -> int:
+        """Return the bytes of chunks and of their metadata."""
+        return sum(size for name, size in self._sizes().items() if self.is_data(name))
+
+    def _sizes(self) -> dict[str, int]:
+        files = (path for path in self.folder.rglob("*") if path.is_file())
+        return {str(path.relative_to(self.folder)): path.stat().st_size for path in files}
 
 
 class VirtualSystem(VersionedSystem):

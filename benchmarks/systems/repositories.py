@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from datetime import datetime
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.data import ITEM_BYTES
-from benchmarks.systems.base import Change, Reader, VirtualSystem
+from benchmarks.systems.base import Change, CollectingSystem, Reader, VirtualSystem
 from benchmarks.systems.zarr_systems import ZarrReader, ZarrSystem, make_zarr_array
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ BRANCH = "main"
 _OLDEST = "oldest"
 
 
-class RepositorySystem(ZarrSystem, VirtualSystem):
+class RepositorySystem(ZarrSystem, VirtualSystem, CollectingSystem):
     """A repository with a branch; both packages name their calls alike."""
 
     _repository: Any = None
@@ -110,6 +111,16 @@ class RepositorySystem(ZarrSystem, VirtualSystem):
 
     def open_oldest(self, path: str) -> Reader:
         return ZarrReader(self.repository.readonly_session(tag=_OLDEST).store, path)
+
+    def collecting(self) -> Iterator[tuple[str, Callable[[], object]]]:
+        # "oldest" is kept by its tag otherwise.
+        self.repository.delete_tag(_OLDEST)
+        now = datetime.now(UTC) + timedelta(days=1)
+        yield "expire", lambda: self.repository.expire_snapshots(now)
+        yield "gc", lambda: self.repository.garbage_collect(now)
+
+    def is_data(self, name: str) -> bool:
+        return True
 
     def count_history(self) -> int:
         # The first snapshot is the repository's own.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
 from benchmarks.systems.base import DEFAULT_PIPELINE
@@ -48,6 +49,15 @@ class VStore(RepositorySystem):
                 change.session.close()
                 change.restart()
         raise RuntimeError(f"{_TRIES} tries to commit were not enough")
+
+    def collecting(self) -> Iterator[tuple[str, Callable[[], object]]]:
+        yield from super().collecting()
+        yield "compact", self.repository.compact
+        later = datetime.now(UTC) + timedelta(days=1)
+        yield "second_gc", lambda: self.repository.garbage_collect(later)
+
+    def is_data(self, name: str) -> bool:
+        return name.startswith("packs/")
 
     def close(self) -> None:
         if self._repository is not None:

@@ -31,7 +31,7 @@ T = TypeVar("T")
 PATH = "history"
 CHUNK_BYTES = 4 * KIB
 CHUNK_ITEMS = CHUNK_BYTES // ITEM_BYTES
-_SEED = 4
+SEED = 4
 _MIDDLE = "middle"
 """The file that says when half of the commits were made."""
 _PAGE = 20
@@ -51,7 +51,7 @@ def commit(system: System, context: Context) -> Metrics:
     """Commit each chunk of an array by itself."""
     assert isinstance(system, VersionedSystem)
     count = context.case["commits"]
-    data = values(_SEED, count * CHUNK_ITEMS).reshape(count, CHUNK_ITEMS)
+    data = values(SEED, count * CHUNK_ITEMS).reshape(count, CHUNK_ITEMS)
     system.create()
     system.make_array(PATH, count, CHUNK_ITEMS)
     before = dict(system.requests())
@@ -88,7 +88,7 @@ def look(system: System, context: Context) -> Metrics:
     metrics: Metrics = {}
     _, metrics["open_s"] = _timed(system.open)
     chunk, metrics["head_s"] = _timed(lambda: system.open_array(PATH).read_chunk(count - 1))
-    data = values(_SEED, count * CHUNK_ITEMS)
+    data = values(SEED, count * CHUNK_ITEMS)
     check_equal(chunk, data[-CHUNK_ITEMS:], "the newest chunk")
     if system.can_list_history:
         found, metrics["ancestry_s"] = _timed(system.count_history)
@@ -104,7 +104,7 @@ def look(system: System, context: Context) -> Metrics:
     check_equal(oldest, data[:CHUNK_ITEMS], "the oldest chunk")
     later = system.open_oldest(PATH).read_chunk(1)
     expect(not later.any(), "the oldest state has a chunk that was committed later")
-    check(system.open_array(PATH).read_all(), _SEED, "the newest state")
+    check(system.open_array(PATH).read_all(), SEED, "the newest state")
     if system.is_persistent:
         size, files = disk_usage(system.folder)
         metrics |= {"overhead_bytes": size / count - CHUNK_BYTES, "files": files / count}

@@ -40,7 +40,7 @@ MANY = {
     **{f"m/c/{n}": bytes([n]) * 1000 for n in range(30)},
 }
 ALIKE = {f"i/c/{n}": sha512(bytes([n])).digest() for n in range(40)}
-"""Inline chunks, whose manifest comes to lie in a pack of each branch."""
+"""Inline chunks: their manifest comes to lie in a pack of each branch, which nothing else needs."""
 
 
 @dataclass
@@ -126,7 +126,7 @@ def _template(kind: str) -> tuple[World, Any]:
     world = World(Place.new(kind, folder))
     with world.place.create() as repository:
         _fill(repository, world)
-        for name in map(world.names.__getitem__, ("first", "third", "dev 2", "picked", "lost")):
+        for name in map(world.names.__getitem__, ("first", "third", "fourth", "dev 2", "picked", "lost")):
             world.versions[name] = contents(repository.readonly_session(snapshot_id=name))
     if kind != "memory":
         return world, folder
@@ -141,12 +141,12 @@ def _fill(repository: vstore.Repository, world: World) -> None:
     names["first"] = commit(repository, BASE, "first")
     repository.create_tag("v1", names["first"])
     repository.create_branch("dev", names["first"])
-    names["second"] = commit(repository, {"a/c/6": b"six" * 400, **ALIKE}, "second")
+    names["second"] = commit(repository, ALIKE, "second")
     with repository.writable_session("dev") as session:
-        write(session, ON_DEV | ALIKE)
+        write(session, ALIKE)
         names["dev 1"] = session.commit("dev 1")
     with repository.writable_session("dev") as session:
-        write(session, {"b/c/2": b"e" * 1000})
+        write(session, ON_DEV)
         names["dev 2"] = session.commit("dev 2")
     with repository.writable_session("dev") as session:
         write(session, {"a/c/2": b"f" * 1000, "picked": b"p" * 3000})
@@ -158,7 +158,10 @@ def _fill(repository: vstore.Repository, world: World) -> None:
         write(session, {"gone": b"g" * 3000})
         names["gone"] = session.flush("gone")
     expire(repository, names["gone"])
-    names["third"] = commit(repository, {"a/c/7": b"7" * 10, "third": b"t" * 2000}, "third")
+    names["third"] = commit(
+        repository, {"a/c/7": b"7" * 10, "a/c/6": b"six" * 400, "third": b"t" * 2000}, "third"
+    )
+    names["fourth"] = commit(repository, {"fourth": b"4" * 2000}, "fourth")
     # What they hold is needed by those that follow them.
     expire(repository, names["second"], names["dev 1"])
 

@@ -6,8 +6,10 @@ what can't be had must be refused with an error that says so; nothing that is re
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -28,16 +30,26 @@ DISTURBANCES: dict[str, Callable[[World], None]] = {
     "gc twice": lambda world: world.collect(2),
     "compact and gc": lambda world: (world.compact(), world.collect(2))[0],
 }
-CASES = [
-    pytest.param(kind, name, what, marks=[] if kind == "memory" or name in QUICK else [pytest.mark.deep])
-    for QUICK in [("commit", "several packs", "shift", "merge", "branch")]
-    for what in DISTURBANCES
-    for name in WRITINGS
-    for kind in KINDS
-]
+QUICK_CASES = {
+    ("memory", "shift", "compact and gc"),
+    ("memory", "second try", "gc twice"),
+    ("sqlite", "commit", "gc twice"),
+    ("sqlite", "several packs", "gc twice"),
+    ("sqlite", "merge", "compact and gc"),
+    ("log", "branch", "gc twice"),
+}
+"""What each run of the tests takes the time for; all others are for --deep."""
 
 
-@pytest.mark.parametrize(("kind", "name", "what"), CASES)
+def cases(quick: set[tuple[str, str, str]], *names: Iterable[str]) -> list[Any]:
+    """Return all combinations, those that are not quick marked as deep."""
+    return [
+        pytest.param(*case, marks=() if case in quick else pytest.mark.deep)
+        for case in itertools.product(*names)
+    ]
+
+
+@pytest.mark.parametrize(("kind", "name", "what"), cases(QUICK_CASES, KINDS, WRITINGS, DISTURBANCES))
 def test_a_writer_is_paused_at_each_request(kind: str, name: str, what: str) -> None:
     writing = WRITINGS[name]
     wanted = expected(kind, name)
@@ -131,9 +143,15 @@ BETWEEN: dict[str, Callable[[World], None]] = {
 }
 
 
-@pytest.mark.parametrize("what", BETWEEN)
-@pytest.mark.parametrize("operation", MAINTENANCE)
-@pytest.mark.parametrize("kind", KINDS)
+QUICK_MAINTENANCE = {
+    ("sqlite", "gc", "late commit"),
+    ("log", "gc", "compact"),
+    ("memory", "compact", "late commit in a named pack"),
+    ("sqlite", "compact", "all of it"),
+}
+
+
+@pytest.mark.parametrize(("kind", "operation", "what"), cases(QUICK_MAINTENANCE, KINDS, MAINTENANCE, BETWEEN))
 def test_maintenance_is_paused_at_each_request(kind: str, operation: str, what: str) -> None:
     total = count(kind, MAINTENANCE[operation])
     assert total >= 5, "the plan does not see the requests"
@@ -160,7 +178,9 @@ def test_maintenance_is_paused_at_each_request(kind: str, operation: str, what: 
                 world.close()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", ["sqlite", *(pytest.param(kind, marks=pytest.mark.deep) for kind in ("log", "memory"))]
+)
 def test_readers_that_are_open_all_the_while(kind: str) -> None:
     """They read the right bytes, or are told that their snapshot expired."""
     total = count(kind, lambda repository, world: contents(repository.readonly_session("dev")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import hypothesis.strategies as st
+from hypothesis import settings
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
@@ -204,12 +205,17 @@ class Collecting(RuleBasedStateMachine):
             self.branches[branch] = self.repository.lookup_branch(branch)
 
 
+def fewer() -> settings:
+    """Half as many examples as others: each ends with gc and a look at every byte."""
+    return settings(max_examples=settings().max_examples // 2)
+
+
 def test_collecting_in_memory() -> None:
-    run_state_machine_as_test(Collecting)
+    run_state_machine_as_test(Collecting, settings=fewer())
 
 
 def test_collecting_on_sqlite() -> None:
     class OnSqlite(Collecting):
         kind = "sqlite"
 
-    run_state_machine_as_test(OnSqlite)
+    run_state_machine_as_test(OnSqlite, settings=fewer())

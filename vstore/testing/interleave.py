@@ -192,9 +192,6 @@ class InterleavedStorage:
             if half:
                 self.schedule.request("delete", " ".join(half), lambda half=half: self.inner.delete(half))  # type: ignore[misc]
 
-    def replace_damaged_pack(self, pack: PackId) -> PackSink:
-        return self.inner.replace_damaged_pack(pack)
-
     def open_pack(self, pack: PackId) -> PackSink:
         return InterleavedPack(self.inner.open_pack(pack), self.schedule)
 

@@ -12,6 +12,7 @@ import pytest
 import vstore
 from tests.repositories import GROUP, KINDS, Place, array_document, commit, contents, write
 from tests.unit.ops.repositories import FUTURE, expire, marks, packs, snapshot_id
+from vstore.blobs.cache import CACHE
 from vstore.keys.objects import STAGING_PREFIX, pack_name
 from vstore.ops.fsck import check
 from vstore.storage.base import PackPolicy
@@ -152,3 +153,40 @@ def test_a_read_only_repository_is_not_collected(repository: vstore.Repository) 
 def test_a_naive_time_is_refused(repository: vstore.Repository) -> None:
     with pytest.raises(vstore.InvalidInputError):
         repository.garbage_collect(datetime(2100, 1, 1))  # noqa: DTZ001
+
+
+def test_a_blob_that_lies_in_two_packs_is_kept_in_both(place: Place, repository: vstore.Repository) -> None:
+    """Each branch needs its own, although the bytes are the same."""
+    repository.create_branch("dev", repository.lookup_branch("main"))
+    alike = {"i/zarr.json": array_document((40 * 64,), (64,))}
+    commit(repository, alike)
+    repository.reset_branch("dev", repository.lookup_branch("main"))
+    chunks = {f"i/c/{number}": os.urandom(64) for number in range(40)}
+    first, last = [], []
+    for branch in ("main", "dev"):
+        for values, made in ((chunks, first), ({"own": branch.encode()}, last)):
+            session = repository.writable_session(branch)
+            write(session, values)
+            made.append(session.commit("a step"))
+    expire(repository, *first)
+    before = [contents(repository.readonly_session(snapshot_id=name)) for name in last]
+    repository.garbage_collect(FUTURE)
+    with place.open() as other:
+        assert [contents(other.readonly_session(snapshot_id=name)) for name in last] == before
+
+
+def test_a_storage_that_fails_while_marking_is_no_damage(
+    repository: vstore.Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    garbage(repository)
+    CACHE.clear()
+
+    def read(name: str, offset: int, length: int) -> memoryview:
+        raise vstore.StorageError("injected")
+
+    before = packs(repository)
+    with monkeypatch.context() as patched:
+        patched.setattr(repository.handle.storage, "read", read)
+        with pytest.raises(vstore.StorageError, match="injected"):
+            repository.garbage_collect(FUTURE)
+    assert packs(repository) == before

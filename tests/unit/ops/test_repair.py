@@ -354,7 +354,7 @@ def test_where_nothing_can_be_written_nothing_is_repaired(local_pair: Pair) -> N
             raise vstore.ReadOnlyError("injected: nothing can be written")
 
     repository = vstore.Repository(
-        replace(local_pair.repository.handle, storage=ReadOnly(local_pair.storage))
+        msgspec.structs.replace(local_pair.repository.handle, storage=ReadOnly(local_pair.storage))
     )
     assert repository.fsck(data=True, repair_from=local_pair.copy).is_clean
     local_pair.storage.delete([pack_name(local_pair.pack(1))])
