@@ -55,7 +55,7 @@ from vstore.ids import PackId, SessionId, SnapshotId, TransactionId, new_transac
 from vstore.keys.objects import pack_name
 from vstore.worktree import Worktree
 from vstore.worktree.encode import EncodedTree, encode_worktree
-from vstore.worktree.relocating import relocate_pending
+from vstore.worktree.relocating import borrowed_packs, relocate_pending
 
 MAX_ENTRY_INFO_BYTES = 2048
 """A longer message and metadata are not repeated in the catalog's entry, but read from the snapshot."""
@@ -119,12 +119,13 @@ Preparation: TypeAlias = Prepared | Unchanged
 def prepare(handle: Handle, tree: Worktree, request: CommitRequest) -> Preparation:
     """Make the chunks, the metadata and the snapshot of `request` durable."""
     writer = tree.writer
+    borrowed = borrowed_packs(tree)
     with handle.catalog.reading() as view:
         online = require_online(view)
         _check_ref(view.ref(RefKind.BRANCH, request.branch) if request.branch else None, request)
         since, epoch = view.sequence, view.epoch
         jump = jump_target(view, request.parents[0] if request.parents else None)
-        moved = _relocations(view, frozenset(tree.dictionaries.packs.names))
+        moved = _relocations(view, borrowed)
     if moved:
         with tree.lock:
             relocate_pending(tree, moved)

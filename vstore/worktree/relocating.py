@@ -8,46 +8,55 @@ is held by its parents and sources.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from vstore.changes.pending import PendingKind
+from vstore.changes.pending import PendingKind, PendingTile
 from vstore.errors import MissingBlobError
 from vstore.ids import PackId
 from vstore.keys.objects import pack_name
-from vstore.worktree.arrays import ArrayState
+from vstore.worktree.spilling import pending_tiles, spilled_of, unspill
 from vstore.worktree.tree import Worktree
+
+
+def borrowed_packs(tree: Worktree) -> frozenset[PackId]:
+    """Return the packs of others that pending refs may point into, in memory or spilled."""
+    packs = set(tree.dictionaries.packs.names)
+    with tree.lock:
+        for _, _, tile in pending_tiles(tree):
+            spilled = spilled_of(tile)
+            for layer in () if spilled is None else spilled.layers:
+                packs |= layer.packs
+    return frozenset(packs)
 
 
 def relocate_pending(tree: Worktree, moved: Mapping[PackId, PackId]) -> None:
     """Point pending refs into the packs `moved` at their targets. The caller holds the worktree's lock.
 
-    Raises `MissingBlobError`, with some refs moved, which is as good as none, if a target lacks a blob.
+    Spilled refs into them come back to memory. Raises `MissingBlobError`, with some refs moved, which is as good as
+    none, if a target lacks a blob.
     """
+    for _, _, tile in pending_tiles(tree):
+        spilled = spilled_of(tile)
+        if spilled is not None and any(not layer.packs.isdisjoint(moved) for layer in spilled.layers):
+            unspill(tile, tree.dictionaries)
     names = tree.dictionaries.packs.names
     numbers = {number: moved[name] for number, name in enumerate(names) if name in moved}
     if not numbers:
         return
-    for array in _edited_arrays(tree):
-        for tile in array.pending.values():
-            positions, rows = tile.to_rows()
-            stored = rows["kind"] == PendingKind.STORED
-            touched = stored & np.isin(rows["source"], list(numbers))
-            if not touched.any():
-                continue
-            rows = rows.copy()
-            for number in np.unique(rows["source"][touched]).tolist():
-                _move(tree, rows, touched & (rows["source"] == number), numbers[number])
-            tile.set_many(positions, rows)
-
-
-def _edited_arrays(tree: Worktree) -> Iterable[ArrayState]:
-    for state in tree.nodes.drafts.values():
-        if state is not None and state.array is not None and state.array.pending:
-            yield state.array
+    for _, _, tile in pending_tiles(tree):
+        positions, rows = tile.to_rows()
+        stored = rows["kind"] == PendingKind.STORED
+        touched = stored & np.isin(rows["source"], list(numbers))
+        if not touched.any():
+            continue
+        rows = rows.copy()
+        for number in np.unique(rows["source"][touched]).tolist():
+            _move(tree, rows, touched & (rows["source"] == number), numbers[number])
+        tile.set_many(positions, rows)
 
 
 def _move(tree: Worktree, rows: npt.NDArray[Any], mask: npt.NDArray[np.bool_], target: PackId) -> None:

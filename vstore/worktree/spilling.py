@@ -232,10 +232,11 @@ def count_refs(tree: Worktree, count: int) -> None:
 
 def _used_bytes(tree: Worktree) -> int:
     with tree.lock:
-        return sum(tile.memory_bytes for _, _, tile in _pending_tiles(tree))
+        return sum(tile.memory_bytes for _, _, tile in pending_tiles(tree))
 
 
-def _pending_tiles(tree: Worktree) -> Iterator[tuple[ArrayState, bytes, PendingTile]]:
+def pending_tiles(tree: Worktree) -> Iterator[tuple[ArrayState, bytes, PendingTile]]:
+    """Yield the edited tiles of all arrays, with their keys. The caller holds the lock."""
     for node in tree.nodes.drafts.values():
         if node is not None and node.array is not None:
             for key, tile in node.array.pending.items():
@@ -245,7 +246,7 @@ def _pending_tiles(tree: Worktree) -> Iterator[tuple[ArrayState, bytes, PendingT
 def spill(tree: Worktree, *, fewest_refs: int = FEWEST_REFS) -> None:
     """Move what can be moved out of memory, of tiles with at least so many refs there."""
     with tree.lock:
-        tiles = list(_pending_tiles(tree))
+        tiles = list(pending_tiles(tree))
     for array, key, tile in tiles:
         if len(tile) >= fewest_refs:
             _spill_tile(tree, array, key, tile)

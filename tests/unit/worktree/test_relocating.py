@@ -17,6 +17,7 @@ from vstore.ops.fsck import check
 from vstore.reachability import NeededChunks, Walk
 from vstore.session import Session
 from vstore.worktree.relocating import relocate_pending
+from vstore.worktree.spilling import spill, spilled_of
 
 COUNT = 8
 BASE = {"zarr.json": GROUP, "a/zarr.json": array_document((COUNT * 1000,), (1000,))}
@@ -55,6 +56,21 @@ def test_a_commit_names_the_packs_where_blobs_are_now(repository: vstore.Reposit
     assert chunk_packs(repository, made) <= packs(repository).keys()
     assert contents(repository.readonly_session("main")) == shown
     assert check(repository, data=True).damages == []
+
+
+def test_spilled_refs_follow_too(repository: vstore.Repository) -> None:
+    session = repository.writable_session("main")
+    session.shift_array("a", (1,))
+    shown = contents(session)
+    spill(session.tree, fewest_refs=1)
+    (tile,) = session.tree.nodes.node("a").array.pending.values()  # type: ignore[union-attr]
+    assert spilled_of(tile) is not None
+    assert len(tile) == 0
+    repository.compact()
+    repository.garbage_collect(FUTURE)
+    made = session.commit("shifted")
+    assert chunk_packs(repository, made) <= packs(repository).keys()
+    assert contents(repository.readonly_session("main")) == shown
 
 
 def test_compact_between_encoding_and_publishing(repository: vstore.Repository) -> None:
