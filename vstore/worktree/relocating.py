@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vstore.changes.pending import PendingKind, PendingTile
+from vstore.changes.pending import PendingKind
 from vstore.errors import MissingBlobError
 from vstore.ids import PackId
 from vstore.keys.objects import pack_name
