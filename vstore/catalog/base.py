@@ -375,7 +375,10 @@ class Catalog(Protocol):
         """Return a sentence for each damage found in the catalog itself."""
 
     def tidy(self) -> None:
-        """Give back room that only history takes. Changes nothing that can be seen; may be cut off anywhere."""
+        """Give back room that nothing needs; may be cut off anywhere.
+
+        Changes nothing that can be seen, but that the operations log may say so.
+        """
 
     def close(self) -> None:
         """Let go of connections. The catalog may be used again afterwards."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from itertools import islice
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from vstore import tree
@@ -60,15 +61,20 @@ from vstore.format.log_record import (
     encode_tombstone,
 )
 from vstore.format.page import Page, PageNames
+from vstore.format.record import OperationKind
 from vstore.format.refs import BlobRef
-from vstore.ids import TransactionId, new_nonce
+from vstore.ids import TransactionId, new_nonce, new_transaction_id
 from vstore.keys.objects import LATEST, REPO, log_name
 from vstore.storage.base import Storage
-from vstore.tree import PageSink, PageStore
+from vstore.tree import Change, PageSink, PageStore
 
 __all__ = ["LogCatalog", "SpillStore"]
 
 _MAX_UNSETTLED = 1024
+_FEW_PACKS = 4
+"""A pack stays as long as one of its pages is needed: in more packs than this, most bytes are of pages that are not."""
+_MAX_PAGES_ANEW = 20_000
+"""More are not written anew at once: they are in memory then."""
 
 T = TypeVar("T")
 
@@ -213,16 +219,20 @@ class LogCatalog:
     # --- update ------------------------------------------------------------------------------------------------
 
     def update(self, transaction: Transaction) -> Outcome:
+        return self._update(transaction)
+
+    def _update(self, transaction: Transaction, *, anew: bool = False) -> Outcome:
+        """Apply or refuse `transaction`; `anew` has all pages of the new state written anew."""
         check_transaction(transaction)
         patience = Patience(self._clock)
         while True:
-            outcome = self._try(transaction, patience)
+            outcome = self._try(transaction, patience, anew)
             if outcome is not None:
                 self._unsettled.pop(transaction.transaction, None)
                 return outcome
             self._wait(patience, transaction)
 
-    def _try(self, transaction: Transaction, patience: Patience) -> Outcome | None:
+    def _try(self, transaction: Transaction, patience: Patience, anew: bool) -> Outcome | None:
         """Go once through steps 1 to 5; None is to go through them again."""
         try:
             head = self._seen.advance(self._reader.confirm(self._resolve()))
@@ -240,7 +250,9 @@ class LogCatalog:
                 if refusals
                 else plan(view, transaction, view.sequence + 1)
             )
-            landed = self._append(head.record, planned, None if refusals else transaction, patience)
+            landed = self._append(
+                head.record, planned, None if refusals else transaction, patience, anew=anew
+            )
         except StaleStateError:
             patience.note_loss()
             return None
@@ -259,10 +271,16 @@ class LogCatalog:
             self._unsettled.pop(transaction.transaction, None)
 
     def _append(
-        self, record: LogRecord, planned: Plan, transaction: Transaction | None, patience: Patience
+        self,
+        record: LogRecord,
+        planned: Plan,
+        transaction: Transaction | None,
+        patience: Patience,
+        *,
+        anew: bool = False,
     ) -> bool:
         """Put the record that follows `record`; tell whether it is surely there, and be it by reading it back."""
-        new = self._spill(apply(record, planned, new_nonce()))
+        new = self._spill(apply(record, planned, new_nonce()), anew)
         data = encode_record(new)
         if len(data) > MAX_RECORD_BYTES:
             raise InternalError(f"a log record of {len(data)} bytes exceeds the format's limit")
@@ -294,12 +312,19 @@ class LogCatalog:
         self._acknowledge(Head(new, data, True))
         return True
 
-    def _spill(self, record: LogRecord) -> LogRecord:
+    def _spill(self, record: LogRecord, anew: bool) -> LogRecord:
         changes = plan_spill(record)
-        if not changes:
+        if not changes and not anew:
             return record
+        pages, root = self._pages_of(record), record.root
         with self._pages.write_pages() as sink:
-            root = tree.update(self._pages_of(record), sink, record.root, changes, POLICY)
+            if anew:
+                replaced = {change.key for change in changes}
+                kept = [Change(e.key, e) for e in tree.iter_entries(pages, root) if e.key not in replaced]
+                every = sorted([*kept, *(c for c in changes if c.entry is not None)], key=lambda c: c.key)
+                root = tree.update(pages, sink, None, every, POLICY)
+            else:
+                root = tree.update(pages, sink, root, changes, POLICY)
         return spill(record, changes, root)
 
     def _acknowledge(self, head: Head) -> None:
@@ -362,8 +387,17 @@ class LogCatalog:
         return written
 
     def tidy(self) -> None:
-        """Write tombstones in place of old records."""
+        """Write tombstones in place of old records, and pages that lie in many packs into one."""
         self.write_tombstones()
+        with self.reading() as view:
+            since = view.sequence
+            pages = list(islice(view.iter_pages(), _MAX_PAGES_ANEW + 1))
+        packs = {ref.pack for ref in pages}
+        if len(packs) <= _FEW_PACKS or len(pages) > _MAX_PAGES_ANEW:
+            return
+        details = {"pages": len(pages), "packs": len(packs)}
+        kind, now = OperationKind.COMPACT, self._clock.now_us()
+        self._update(Transaction(new_transaction_id(), since, kind, now, "", (), (), details), anew=True)
 
     def check(self) -> list[str]:
         found: list[str] = []

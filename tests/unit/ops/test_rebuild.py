@@ -142,6 +142,35 @@ def test_compacted_away_expired_snapshots_do_not_mislead(place: Place) -> None:
     assert again.fsck(data=True).damages == []
 
 
+def test_copies_of_dead_blobs_do_not_mislead(folder: Path) -> None:
+    """A pack that is there may have more of what an expired snapshot needed than the one that heads read."""
+    place = Place.new("sqlite", folder)
+    repository = place.create()
+    arrays = {f"{name}/zarr.json": array_document((100,)) for name in ("a", "b", "big")}
+    made = [commit(repository, arrays | {f"a/c/{i}": stored(i) for i in range(36)})]
+    copies = {f"b/c/{i}": stored(i) for i in range(30)}
+    made.append(commit(repository, copies | {"big/c/0": stored(9, 300_000)}))
+    with repository.writable_session("main") as session:
+        for index in range(30):
+            session.tree_for_writing().delete(f"a/c/{index}")
+        session.commit("without the first")
+    for number in range(4):
+        commit(repository, {f"a/c/{40 + 10 * number + i}": stored(1000 * number + i) for i in range(10)})
+    first, second = (pack_name(pack_of(repository, each)) for each in made)
+    expire(repository, *made)
+    repository.compact()
+    for _ in range(3):
+        repository.garbage_collect(FUTURE)
+    assert first not in packs(repository)
+    assert second in packs(repository)
+    expected, head = contents(repository.readonly_session("main")), repository.lookup_branch("main")
+    lose_catalog(place, repository)
+    rebuild(place, {"main": head})
+    again = place.open()
+    assert contents(again.readonly_session("main")) == expected
+    assert again.fsck(data=True).damages == []
+
+
 def test_incomplete_snapshots_are_listed_and_keep_their_place_in_history(place: Place) -> None:
     repository = place.create()
     made = make_arrays(repository)

@@ -26,6 +26,7 @@ from tests.unit.ops.repositories import FUTURE, packs
 from vstore.catalog.base import Applied, MarkPacks, Transaction
 from vstore.errors import StorageError
 from vstore.format.envelope import BlobKind
+from vstore.format.pack import Footer, encode_ending
 from vstore.format.record import OperationKind, PackMark, PackState
 from vstore.ids import PackId, new_transaction_id
 from vstore.keys.objects import STAGING_PREFIX, pack_name, parse_pack_name
@@ -228,6 +229,19 @@ def test_part_of_a_missing_pack_is_better_than_nothing(pair: Pair) -> None:
     pair.assert_whole()
 
 
+def test_a_copy_that_holds_less_takes_nothing_away(pair: Pair) -> None:
+    """It may have been repaired in part itself."""
+    pack, storage = pair.pack(0), pair.copy.handle.storage
+    footer = footer_of(pair.repository, pack)
+    keep = footer.lengths != 200_000
+    less = Footer(footer.kinds[keep], footer.digests[keep], footer.offsets[keep], footer.lengths[keep])
+    end = int(footer.offsets[-1] + footer.lengths[-1])
+    overwrite(storage, pack, read_pack(storage, pack)[:end] + encode_ending(pack, less, end))
+    flip(pair.storage, pack, int(footer.offsets[row_of_length(footer, 800)]))
+    assert pair.repository.fsck(data=True, repair_from=pair.copy).damages == []
+    assert all_bytes(pair.repository) == pair.before
+
+
 def test_equal_blobs_of_other_packs_of_this_repository_are_a_source(folder: Path) -> None:
     def make(repository: vstore.Repository) -> list[str]:
         first = {"a/zarr.json": array_document((4,)), "a/c/0": stored(1, 5000)}
@@ -240,6 +254,7 @@ def test_equal_blobs_of_other_packs_of_this_repository_are_a_source(folder: Path
         footer = footer_of(repository, pair.pack(0))
         at = int(footer.offsets[row_of_length(footer, 5000)])
         flip(repository.handle.storage, pair.pack(0), at)
+    pair.copy.handle.storage.delete([pack_name(pair.pack(1))])
     assert not pair.repository.fsck(data=True).is_clean
     report = pair.repository.fsck(data=True, repair_from=pair.copy)
     assert report.damages == []

@@ -111,3 +111,28 @@ def test_a_page_that_is_lost_is_still_damage(place: Place, repository: vstore.Re
         pytest.raises(vstore.MissingBlobError),
     ):
         list(view.iter_snapshots())
+
+
+def test_pages_in_many_packs_are_written_anew_into_one(place: Place, repository: vstore.Repository) -> None:
+    for number in range(4 * COMMITS):
+        repository.create_tag(f"v{number}", repository.lookup_branch("main"))
+
+    def state() -> list[object]:
+        CACHE.clear()
+        with repository.handle.catalog.reading() as view:
+            refs = [*view.iter_refs(RefKind.BRANCH), *view.iter_refs(RefKind.TAG)]
+            return [refs, sorted(view.iter_snapshots()), [*view.iter_operations()][-5 * COMMITS :]]
+
+    def page_packs() -> set[PackId]:
+        with repository.handle.catalog.reading() as view:
+            return {ref.pack for ref in view.iter_pages()}
+
+    before = state()
+    assert len(page_packs()) > 4
+    repository.handle.catalog.tidy()
+    assert len(page_packs()) == 1
+    assert state() == before
+    sequence = next(repository.ops_log()).sequence
+    repository.handle.catalog.tidy()
+    assert next(repository.ops_log()).sequence == sequence, "it was tidy"
+    assert repository.handle.catalog.check() == []

@@ -96,6 +96,12 @@ class Count:
 
 def make_branches(repository: vstore.Repository) -> None:
     """Commit branches, tags, merges, moves and what no ref reaches; blobs are shared in every way."""
+    # Enough nodes for several pages, of which most stay as they are from commit to commit.
+    nodes = {f"node{number:03}/zarr.json": GROUP for number in range(150)}
+    commit(
+        repository,
+        nodes | {"z/zarr.json": array_document((9,))} | {f"z/c/{i}": stored(i, 900) for i in range(9)},
+    )
     made = make_arrays(repository)
     repository.create_tag("old", made[1])
     repository.create_branch("dev", made[2])
