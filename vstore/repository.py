@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from vstore import leases, refs
+from vstore import refs
 from vstore.blobs.spill import PackSpill
 from vstore.blobs.virtual import VirtualReader
 from vstore.catalog.base import (
@@ -60,7 +60,7 @@ from vstore.history import (
 from vstore.ids import SnapshotId, new_repository_id, new_transaction_id
 from vstore.keys.objects import pack_name
 from vstore.keys.zarr import normalize_prefix
-from vstore.leases import SessionInfo
+from vstore.maintenance import Maintenance
 from vstore.refs import MAIN
 from vstore.refs import OperationInfo as OperationInfo
 from vstore.session import Session
@@ -73,12 +73,6 @@ if TYPE_CHECKING:
     from vstore.changes.diff import Diff
     from vstore.graph import AncestryGraph, Commit
     from vstore.merge.solvers import SolverSpec
-    from vstore.ops.compact import CompactReport
-    from vstore.ops.expire import ExpireReport
-    from vstore.ops.fsck import FsckReport
-    from vstore.ops.gc import GcReport
-    from vstore.ops.storage_stats import StorageStats
-    from vstore.retention import RetentionPolicy
     from vstore.store import SessionStore
 
 ROOT_MESSAGE = "Repository initialized"
@@ -104,7 +98,7 @@ class SnapshotInfo:
         return self.parent_ids[0] if self.parent_ids else None
 
 
-class Repository:
+class Repository(Maintenance):
     """A versioned store of Zarr hierarchies at one location. Thread-safe; pickles.
 
     Make one with `Repository.create`, `open` or `open_or_create`. `location` is a path, a URL (`file://`, `s3://`,
@@ -311,22 +305,6 @@ class Repository:
         with self.writable_session(branch) as session:
             yield session.store
             session.commit(message, metadata, rebase_with=rebase_with, rebase_tries=rebase_tries)
-
-    def list_leases(self) -> list[SessionInfo]:
-        """Return the leases that readers took, the oldest first; one whose time is over blocks nothing any more."""
-        return [session for session in leases.list_sessions(self._handle) if session.snapshot_id is not None]
-
-    def list_sessions(self) -> list[SessionInfo]:
-        """Return all sessions that the catalog knows, the oldest first: leases, and writers with uncommitted packs."""
-        return leases.list_sessions(self._handle)
-
-    def abandon_session(self, session_id: str | SessionInfo) -> None:
-        """End the registration of a writer or a lease that crashed, by its id as `list_sessions` has it.
-
-        If the writer is alive its commit fails with `SessionStateError`, and nothing of it becomes visible; a reader
-        goes on, but its snapshot may expire. Raises `NotFoundError` if there is no such registration.
-        """
-        leases.abandon(self._handle, session_id)
 
     # --- history ---------------------------------------------------------------------------------------------
 
@@ -639,137 +617,6 @@ class Repository:
         with self._handle.catalog.reading() as view:
             return set(protected_patterns(view.value(PROTECTED)))
 
-    # --- deleting --------------------------------------------------------------------------------------------
-
-    def expire_snapshots(
-        self,
-        older_than: datetime | None = None,
-        *,
-        delete_expired_branches: bool = False,
-        delete_expired_tags: bool = False,
-        policy: RetentionPolicy | None = None,
-        dry_run: bool = False,
-    ) -> ExpireReport:
-        """Let snapshots go by the repository's saved `RetentionPolicy`, and return which; `garbage_collect` frees them.
-
-        `older_than`, an aware datetime, lets those go too that are older, unless the policy keeps them; `policy` takes
-        the place of the saved one. Snapshots that no branch or tag reaches go by `unreachable_after` alone. Heads of
-        branches, tags, leases and all that protected branches reach are never let go, but a branch (not "main") or tag
-        whose own snapshot would be is deleted with it on request. History keeps the place of what expired.
-
-        Safe beside everything else: branches, tags and leases that are made meanwhile win. An interrupted run is gone
-        on with by the next one; a `dry_run` only says what would go. Raises `InvalidInputError`, `ReadOnlyError`,
-        `CorruptionError` if a ref is damaged, or `ConflictError` if the repository never stood still.
-        """
-        from vstore.ops.expire import ExpireRequest, expire
-
-        request = ExpireRequest(
-            older_than=older_than,
-            delete_branches=delete_expired_branches,
-            delete_tags=delete_expired_tags,
-            policy=policy,
-        )
-        return expire(self._handle, request, dry_run=dry_run)
-
-    def garbage_collect(
-        self,
-        delete_object_older_than: datetime | None = None,
-        *,
-        dry_run: bool = False,
-        progress: Callable[[int, int, str], None] | None = None,
-    ) -> GcReport:
-        """Delete what no branch, tag or retained snapshot needs, and return what was done.
-
-        Safe beside commits, readers and other collectors, at any time and on any clock. `delete_object_older_than`,
-        an aware datetime, says how old garbage must be by the storage's clock (default: a day), which spares work in
-        progress from failing cleanly. A `dry_run` only says what would go. `progress` is called with (done, total,
-        what). An interrupted run is finished by the next one.
-
-        Raises `CorruptionError`, and deletes nothing, if metadata can't be read; `ReadOnlyError`.
-        """
-        from vstore.ops.gc import collect
-        from vstore.ops.marks import silent
-
-        cutoff = None if delete_object_older_than is None else from_datetime(delete_object_older_than)
-        return collect(self._handle, cutoff_us=cutoff, dry_run=dry_run, progress=progress or silent)
-
-    def compact(
-        self,
-        *,
-        rewrite_heads: bool = False,
-        dry_run: bool = False,
-        progress: Callable[[int, int, str], None] | None = None,
-    ) -> CompactReport:
-        """Merge small packs and rewrite mostly dead ones, and return what was done.
-
-        Snapshots and their ids stay as they are, and open readers go on reading. `garbage_collect` deletes the packs
-        that were replaced. With `rewrite_heads` the branches' heads are rewritten afterwards, each by a commit, as
-        `rewrite_manifests` does. Safe beside everything else; a `dry_run` only says what would be done. Raises
-        `CorruptionError` if metadata or what is to be copied is damaged; `ReadOnlyError`.
-        """
-        from vstore.ops.compact import compact
-        from vstore.ops.marks import silent
-
-        return compact(
-            self._handle, rewrite_heads=rewrite_heads, dry_run=dry_run, progress=progress or silent
-        )
-
-    def rewrite_manifests(
-        self, message: str, *, branch: str, metadata: Mapping[str, Any] | None = None
-    ) -> str:
-        """Commit the branch's head with its metadata written anew, and return the new snapshot's id.
-
-        It reads the same; but each tile of an array has one manifest, and every reference names the pack where the
-        bytes are now, so that reading it costs as little as reading a fresh copy. Best done after `compact`, which
-        moves the bytes. Nothing is committed, and the head's id returned, where that would gain nothing.
-
-        Raises `ConflictError` if the branch keeps moving; `RefNotFoundError`; `CorruptionError`.
-        """
-        from vstore.ops.rewrite import rewrite_head
-
-        return rewrite_head(self._handle, branch, message, {**self._default_metadata, **(metadata or {})})
-
-    # --- checking --------------------------------------------------------------------------------------------
-
-    def fsck(
-        self,
-        *,
-        data: bool = False,
-        sample: float | None = None,
-        seed: int = 0,
-        repair_from: Repository | Location | None = None,
-        progress: Callable[[int, int, str], None] | None = None,
-    ) -> FsckReport:
-        """Verify the catalog, all metadata and what packs list, and return what is damaged and what that affects.
-
-        With `data` every blob is read and checked against its digest. With `sample` a share of them (a float up to
-        1.0) or so many of them (an int); equal `seed`s choose equal blobs. `repair_from`, another copy of this
-        repository (with the same id), is where damaged and missing packs are fetched from; nothing is deleted, and
-        what the copy does not have either is reported. `progress` is called with (done, total, what).
-
-        Safe beside everything else. Raises `InvalidInputError` if `repair_from` is no copy of this repository,
-        `ReadOnlyError` if something is to be repaired where nothing can be written.
-        """
-        from vstore.ops.fsck import check
-
-        copy = repair_from
-        if copy is not None and not isinstance(copy, Repository):
-            copy = Repository.open(copy)
-        return check(self, data=data, sample=sample, seed=seed, repair_from=copy, progress=progress)
-
-    def storage_stats(
-        self, *, top: int = 10, progress: Callable[[int, int, str], None] | None = None
-    ) -> StorageStats:
-        """Return the bytes of each array, branch, tag and snapshot, shared and exclusive, without reading chunks.
-
-        Covers all retained snapshots. `top` is how many of the largest changes are listed. `progress` is called with
-        (done, total, what).
-        """
-        from vstore.ops.marks import silent
-        from vstore.ops.storage_stats import storage_stats
-
-        return storage_stats(self._handle, top=top, progress=progress or silent)
-
     # --- settings --------------------------------------------------------------------------------------------
 
     @property
@@ -850,15 +697,6 @@ class Repository:
     lookup_snapshot_async = async_twin(lookup_snapshot)
     readonly_session_async = async_twin(readonly_session)
     writable_session_async = async_twin(writable_session)
-    expire_snapshots_async = async_twin(expire_snapshots)
-    list_leases_async = async_twin(list_leases)
-    list_sessions_async = async_twin(list_sessions)
-    abandon_session_async = async_twin(abandon_session)
-    garbage_collect_async = async_twin(garbage_collect)
-    compact_async = async_twin(compact)
-    rewrite_manifests_async = async_twin(rewrite_manifests)
-    fsck_async = async_twin(fsck)
-    storage_stats_async = async_twin(storage_stats)
     save_config_async = async_twin(save_config)
     set_metadata_async = async_twin(set_metadata)
     update_metadata_async = async_twin(update_metadata)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from vstore.blobs.cache import CACHE
 from vstore.errors import FormatError, InvalidInputError, ObjectNotFoundError, StorageError, VStoreError
@@ -24,9 +24,7 @@ from vstore.ops.marks import Progress, silent
 from vstore.ops.pack_index import PackIndex, footer_columns, read_checked_footer
 from vstore.ops.repair import Repaired, repair
 from vstore.ops.scrub import Choose, Scrub, everything, sampler
-
-if TYPE_CHECKING:
-    from vstore.repository import Repository
+from vstore.repository import Location, Repository
 
 MAX_DAMAGES = 1000
 """No more are listed; the others are counted."""
@@ -97,19 +95,21 @@ def check(
     data: bool = False,
     sample: float | None = None,
     seed: int = 0,
-    repair_from: Repository | None = None,
+    repair_from: Repository | Location | None = None,
     progress: Progress | None = None,
 ) -> FsckReport:
     """Verify a repository and return what was found.
 
     With `data` every blob is read and checked against its digest; with `sample` a share of them (a float up to 1.0)
     or so many of them (an int), which `seed` chooses: equal seeds choose equal blobs. With `repair_from`, a copy of the
-    repository, damaged packs are put back and checked again. `progress` is called with (done, total, what).
+    repository or its location, damaged packs are put back and checked again. `progress` gets (done, total, what).
 
     Raises `InvalidInputError` if `repair_from` is another repository, or this one itself.
     """
     if data and sample is not None:
         raise InvalidInputError("give data=True to read all blobs, or sample= to read some of them, not both")
+    if repair_from is not None and not isinstance(repair_from, Repository):
+        repair_from = Repository.open(repair_from)
     source = None if repair_from is None else _source_handle(repository.handle, repair_from.handle)
     # What this process wrote or read before is right in memory, whatever the storage made of it since.
     CACHE.clear()
