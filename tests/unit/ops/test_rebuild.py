@@ -149,13 +149,15 @@ def test_copies_of_dead_blobs_do_not_mislead(folder: Path) -> None:
     arrays = {f"{name}/zarr.json": array_document((100,)) for name in ("a", "b", "big")}
     made = [commit(repository, arrays | {f"a/c/{i}": stored(i) for i in range(36)})]
     copies = {f"b/c/{i}": stored(i) for i in range(30)}
-    made.append(commit(repository, copies | {"big/c/0": stored(9, 300_000)}))
+    # So many that the manifest is written anew, and names the first pack in the second.
+    more = {f"a/c/{i}": stored(i) for i in range(60, 90)}
+    made.append(commit(repository, copies | more | {"big/c/0": stored(9, 300_000)}))
     with repository.writable_session("main") as session:
         for index in range(30):
             session.tree_for_writing().delete(f"a/c/{index}")
         session.commit("without the first")
     for number in range(4):
-        commit(repository, {f"a/c/{40 + 10 * number + i}": stored(1000 * number + i) for i in range(10)})
+        commit(repository, {f"b/c/{40 + 10 * number + i}": stored(1000 * number + i) for i in range(10)})
     first, second = (pack_name(pack_of(repository, each)) for each in made)
     expire(repository, *made)
     repository.compact()

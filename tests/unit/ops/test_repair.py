@@ -236,7 +236,10 @@ def test_a_copy_that_holds_less_takes_nothing_away(pair: Pair) -> None:
     keep = footer.lengths != 200_000
     less = Footer(footer.kinds[keep], footer.digests[keep], footer.offsets[keep], footer.lengths[keep])
     end = int(footer.offsets[-1] + footer.lengths[-1])
-    overwrite(storage, pack, read_pack(storage, pack)[:end] + encode_ending(pack, less, end))
+    data = bytearray(read_pack(storage, pack)[:end])
+    at = int(footer.offsets[row_of_length(footer, 200_000)])
+    data[at : at + 200_000] = bytes(200_000)
+    overwrite(storage, pack, bytes(data) + encode_ending(pack, less, end))
     flip(pair.storage, pack, int(footer.offsets[row_of_length(footer, 800)]))
     assert pair.repository.fsck(data=True, repair_from=pair.copy).damages == []
     assert all_bytes(pair.repository) == pair.before

@@ -96,12 +96,6 @@ class Count:
 
 def make_branches(repository: vstore.Repository) -> None:
     """Commit branches, tags, merges, moves and what no ref reaches; blobs are shared in every way."""
-    # Enough nodes for several pages, of which most stay as they are from commit to commit.
-    nodes = {f"node{number:03}/zarr.json": GROUP for number in range(150)}
-    commit(
-        repository,
-        nodes | {"z/zarr.json": array_document((9,))} | {f"z/c/{i}": stored(i, 900) for i in range(9)},
-    )
     made = make_arrays(repository)
     repository.create_tag("old", made[1])
     repository.create_branch("dev", made[2])
@@ -149,6 +143,17 @@ def test_every_byte_is_counted_once(
         (each.new_bytes for each in stats.snapshots.values()), reverse=True
     )[:10]
     assert len(repository.storage_stats(top=2).largest) == 2
+
+
+def test_what_lies_below_unchanged_pages_is_shared(local: vstore.Repository) -> None:
+    """Though no ref tells the snapshots apart, and the page is met, not visited, by the later ones."""
+    # Enough nodes for several pages; the array's is one that no later commit touches.
+    nodes = {f"node{number:03}/zarr.json": GROUP for number in range(500)}
+    chunks = {f"node200z/c/{i}": stored(i, 900) for i in range(9)}
+    commit(local, nodes | {"node200z/zarr.json": array_document((9,))} | chunks)
+    for number in range(3):
+        commit(local, {"zarr.json": GROUP, "value": str(number).encode()})
+    Count(local).check(local.storage_stats())
 
 
 def test_expired_snapshots_count_no_more(local: vstore.Repository) -> None:
