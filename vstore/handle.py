@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from fnmatch import fnmatchcase
+from itertools import count
 
 import msgspec
 
@@ -22,6 +23,9 @@ from vstore.format.refs import BlobRef
 from vstore.ids import PackId, SnapshotId
 from vstore.storage.base import Storage
 
+_SINGLE_LOOKS = 8
+"""Replaced packs that a reader asks for one by one before it asks for all."""
+
 
 class Handle(msgspec.Struct, frozen=True):
     """The parts of an open repository."""
@@ -35,21 +39,25 @@ class Handle(msgspec.Struct, frozen=True):
 
     def blobs_for(self, snapshot: SnapshotId | None) -> BlobReader:
         """Return a reader for what `snapshot` holds, which can say whether that has expired."""
+        asked = count()
 
         def recover(ref: BlobRef, what: str) -> dict[PackId, PackId]:
-            return self._find_moved(ref, what, snapshot)
+            # Who meets a few replaced packs will meet many; who reads one chunk need not know of all.
+            return self._find_moved(ref, what, snapshot, None if next(asked) >= _SINGLE_LOOKS else {ref.pack})
 
         return BlobReader(self.storage, recover)
 
-    def _find_moved(self, ref: BlobRef, what: str, snapshot: SnapshotId | None) -> dict[PackId, PackId]:
+    def _find_moved(
+        self, ref: BlobRef, what: str, snapshot: SnapshotId | None, packs: set[PackId] | None
+    ) -> dict[PackId, PackId]:
+        """Return where `packs` (None: all that were replaced) are now; that of `ref` is among them."""
         with self.catalog.reading() as view:
             if snapshot is not None and view.snapshot(snapshot) is None:
                 raise SnapshotExpiredError(
                     f"{what} can't be read: snapshot {snapshot.hex()} has expired and its data was deleted. "
                     "Open a session on a newer snapshot."
                 )
-            # All at once: who meets one replaced pack will meet others.
-            states = view.pack_states(None)
+            states = view.pack_states(None if packs is None else frozenset(packs))
         moved = {s.pack: s.target for s in states if s.mark == PackMark.RELOCATED and s.target is not None}
         if ref.pack in moved:
             return moved
