@@ -350,15 +350,11 @@ def plan_groups(sources: list[Source], target_bytes: int) -> list[list[Source]]:
     """Return groups of packs, each to be replaced by one: mostly dead packs, and small ones where that saves some."""
     sparse = [source for source in sources if source.live_bytes < MIN_LIVE_SHARE * source.size]
     rest = sorted(set(sources) - set(sparse), key=lambda source: (source.size, source.pack))
-    small: list[Source] = []
-    total = sum(source.live_bytes for source in sparse)
-    for source in rest:
-        if source.size >= target_bytes // _SMALL_PART or (small and total * _GROWTH < source.size):
-            break
-        small.append(source)
-        total += source.live_bytes
-    if len(small) + len(sparse) < 2:
-        small = []
+    small = [source for source in rest if source.size < target_bytes // _SMALL_PART]
+    copied = sum(source.live_bytes for source in (*sparse, *small))
+    # The largest goes along only if it is not most of what is copied.
+    while small and _GROWTH * (copied - small[-1].live_bytes) < small[-1].size:
+        copied -= small.pop().live_bytes
     return list(_grouped([*sparse, *small], target_bytes))
 
 

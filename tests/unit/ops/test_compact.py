@@ -176,6 +176,11 @@ def test_a_pack_is_merged_only_with_others_that_hold_a_part_of_it() -> None:
     assert plan_groups([*small, source(9, 199)], 1000) == [[*small, source(9, 199)]]
 
 
+def test_one_tiny_pack_holds_up_no_others() -> None:
+    sources = [source(1, 1), *(source(number, 100) for number in range(2, 6))]
+    assert plan_groups(sources, 1000) == [sources]
+
+
 def test_mostly_dead_packs_are_rewritten_however_large() -> None:
     dead = source(1, 5000, 100)
     assert plan_groups([dead, source(2, 5000, 4000)], 1000) == [[dead]]
