@@ -143,6 +143,8 @@ BUDGETS: tuple[Budget, ...] = (
     _own("W6", "memory for that", "1,000,000 ", "refer", "peak_bytes", 64 * 2**20, Unit.BYTES),
     _own("W6", "bytes for each ref", "1,000,000 ", "refer", "bytes_per_ref", 8.0),
     _own("W6", "open and read the first chunk", "1,000,000 ", "look", "first_s", 5e-3, Unit.MILLISECONDS),
+    _own("W7", "bytes, of a fresh copy", "", "collect", "bytes_over_fresh", 1.1),
+    _own("W7", "files, of a fresh copy", "", "collect", "files_over_fresh", 1.1),
     _own("W8", "lost commits", "", "count", "lost", 0),
     Budget("W8", "commits per second", "", "vstore", "contend", "commits_per_s", Bound.AT_LEAST, 150.0),
     _own("W9", "growth by an identical rerun, of the data", "", "again", "growth", 0.01),

@@ -52,9 +52,12 @@ class VStore(RepositorySystem):
 
     def collecting(self) -> Iterator[tuple[str, Callable[[], object]]]:
         yield from super().collecting()
-        yield "compact", self.repository.compact
+        # The rewritten head names the packs where blobs are now: what the old one still needs goes with it.
+        yield "compact", lambda: self.repository.compact(rewrite_heads=True)
         later = datetime.now(UTC) + timedelta(days=1)
+        yield "second_expire", lambda: self.repository.expire_snapshots(later)
         yield "second_gc", lambda: self.repository.garbage_collect(later)
+        yield "second_compact", self.repository.compact
 
     def is_data(self, name: str) -> bool:
         return name.startswith("packs/")

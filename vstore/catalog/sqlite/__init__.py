@@ -56,7 +56,7 @@ from vstore.storage.mounts import is_local_filesystem
 __all__ = ["SqliteCatalog"]
 
 
-_FREE_PART = 4
+_FREE_PART = 10
 
 
 class SqliteCatalog:
@@ -200,7 +200,7 @@ class SqliteCatalog:
         )
 
     def tidy(self) -> None:
-        """Give the pages that expired snapshots leave free back to the file system, once they are a quarter of all."""
+        """Give the pages that expired snapshots leave free back to the file system, once they are a tenth of all."""
         with self._pool.lend() as connection:
             ((free,),) = connection.rows("PRAGMA freelist_count")
             ((pages,),) = connection.rows("PRAGMA page_count")
