@@ -183,7 +183,7 @@ def test_staged_files_of_the_dead_are_deleted_and_those_of_the_living_kept(tmp_p
         folder = tmp_path / "repository" / "staging"
         folder.mkdir(exist_ok=True)
         session = repository.writable_session("main")
-        write(session, {"value": os.urandom(200_000)})
+        write(session, {"value": os.urandom(2_000_000)})
         (living,) = folder.iterdir()
         dead = folder / ("cd" * 16)
         dead.write_bytes(b"half a pack")

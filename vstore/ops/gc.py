@@ -185,6 +185,9 @@ class _Collector:
     def _list(self) -> dict[PackId, _File]:
         files = {}
         for prefix, parse in ((STAGING_PREFIX, parse_staging_name), (PACK_PREFIX, parse_pack_name)):
+            if prefix == STAGING_PREFIX and not self._handle.storage.is_local:
+                # Packs are staged on disks only: a request less in each round.
+                continue
             for info in self._handle.storage.list(prefix):
                 pack = parse(info.name)
                 if pack is not None:
