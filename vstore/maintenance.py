@@ -51,8 +51,9 @@ class Maintenance:
         whose own snapshot would be is deleted with it on request. History keeps the place of what expired.
 
         Safe beside everything else: branches, tags and leases that are made meanwhile win. An interrupted run is gone
-        on with by the next one; a `dry_run` only says what would go. Raises `InvalidInputError`, `ReadOnlyError`,
-        `CorruptionError` if a ref is damaged, or `ConflictError` if the repository never stood still.
+        on with by the next one; a `dry_run` only says what would go, and how many bytes gc could free then. Raises
+        `InvalidInputError`, `ReadOnlyError`, `CorruptionError` if something is damaged, or `ConflictError` if the
+        repository never stood still.
         """
         from vstore.ops.expire import ExpireRequest, expire
 

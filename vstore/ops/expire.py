@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import NamedTuple
 
@@ -43,6 +43,7 @@ from vstore.format.record import Operation, OperationKind, RefKind, SessionEntry
 from vstore.handle import Handle, protected_patterns, require_online
 from vstore.history import look_up
 from vstore.ids import SnapshotId, jitter, new_transaction_id
+from vstore.ops.marks import freed_bytes
 from vstore.refs import MAIN, iter_operations
 from vstore.retention import Decision, Departure, Graph, Holders, RetentionPolicy, Rules, decide
 
@@ -87,7 +88,8 @@ class HeldSnapshot:
 class ExpireReport:
     """What expired, or in a dry run would: snapshots, oldest first, and the branches and tags that held them.
 
-    `held` are those that the rules would let go, oldest first; `retained` is how many snapshots are left.
+    `held` are those that the rules would let go, oldest first; `retained` is how many snapshots are left. In a dry run
+    `freed_bytes` are those of the packs that gc could delete then (None otherwise: a dry run of gc tells).
     """
 
     dry_run: bool
@@ -96,6 +98,7 @@ class ExpireReport:
     tags: tuple[str, ...]
     held: tuple[HeldSnapshot, ...]
     retained: int
+    freed_bytes: int | None = None
 
     def __str__(self) -> str:
         verb = "would expire" if self.dry_run else "expired"
@@ -107,7 +110,9 @@ class ExpireReport:
         lines += [f"{held.id[:12]} is kept: {held.why}" for held in self.held[:_SHOWN]]
         if len(self.held) > _SHOWN:
             lines.append(f"{len(self.held) - _SHOWN} more are kept against the rules")
-        if self.snapshots:
+        if self.freed_bytes is not None:
+            lines.append(f"garbage collection could then free {self.freed_bytes} bytes")
+        elif self.snapshots:
             lines.append("garbage_collect(dry_run=True) tells how many bytes that makes free")
         return "\n".join(lines)
 
@@ -135,7 +140,8 @@ def expire(handle: Handle, request: ExpireRequest, *, dry_run: bool = False) -> 
     """Let snapshots go; `Repository.expire_snapshots` documents it."""
     if dry_run:
         planned = _plan(handle, request)
-        return _report(planned, planned.decision, dry_run=True)
+        report = _report(planned, planned.decision, dry_run=True)
+        return replace(report, freed_bytes=freed_bytes(handle, planned.decision.expired))
     handle.catalog.check_writable()
     with handle.catalog.reading() as view:
         require_online(view)

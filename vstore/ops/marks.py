@@ -6,7 +6,7 @@ are named, `compact` which blobs. Marks only grow: what expires meanwhile counts
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import islice
 from typing import NamedTuple, TypeAlias
 
@@ -15,7 +15,8 @@ from vstore.errors import CorruptionError, StorageError
 from vstore.format.record import OperationKind, PackMark, PackState, SnapshotEntry
 from vstore.format.refs import BlobRef
 from vstore.handle import Handle
-from vstore.ids import PackId, pack_prefix
+from vstore.ids import PackId, SnapshotId, pack_prefix
+from vstore.keys.objects import PACK_PREFIX, parse_pack_name
 from vstore.reachability import NeededBlob, NeededChunks, Unreadable, Walk
 
 Progress: TypeAlias = Callable[[int, int, str], None]
@@ -113,6 +114,23 @@ class Marks:
     def _is_retained(self, entry: SnapshotEntry) -> bool:
         with self._handle.catalog.reading() as view:
             return view.snapshot(entry.id) is not None
+
+
+def freed_bytes(handle: Handle, expired: Collection[SnapshotId]) -> int:
+    """Return the bytes of the packs that only these retained snapshots need: what gc would delete without them."""
+    with handle.catalog.reading() as view:
+        roots = take_roots(view)
+    marks = Marks(handle)
+    gone = frozenset(expired)
+    marks.mark(roots._replace(entries=tuple(entry for entry in roots.entries if entry.id not in gone)))
+    kept = final_packs(marks.named, roots.moved)
+    marks.mark(roots)
+    freed = final_packs(marks.named, roots.moved) - kept
+    return sum(
+        info.size
+        for info in handle.storage.list(PACK_PREFIX)
+        if (pack := parse_pack_name(info.name)) is not None and pack in freed
+    )
 
 
 def final_packs(packs: Iterable[PackId], moved: dict[PackId, PackId]) -> set[PackId]:

@@ -13,6 +13,7 @@ import pytest
 
 import vstore
 from tests.repositories import KINDS, HandClock, Place, commit, contents, drop, quick_folder, write
+from tests.unit.ops.repositories import FUTURE
 from vstore.catalog.base import Applied, OpenSession, Refused, Transaction
 from vstore.clock import to_datetime
 from vstore.format.record import OperationKind, RefKind, SessionEntry
@@ -95,7 +96,7 @@ def test_what_is_older_expires_and_the_rest_stays(
     assert retained(repository) == set(made)
     assert newest(repository).kind == "commit"
     report = repository.expire_snapshots(cutoff)
-    assert report == replace(planned, dry_run=False)
+    assert report == replace(planned, dry_run=False, freed_bytes=None)
     assert report.snapshots == tuple(made[:5])
     assert (report.retained, report.branches, report.tags, report.held) == (3, (), (), ())
     assert newest(repository).kind == "expire"
@@ -354,13 +355,15 @@ def test_the_report_says_it_in_words(
 ) -> None:
     repository.create_tag("v1", made[2])
     repository.create_branch("dev", made[1])
-    text = str(repository.expire_snapshots(at(clock, hours=1), delete_expired_branches=True, dry_run=True))
-    assert text.splitlines() == [
+    planned = repository.expire_snapshots(at(clock, hours=1), delete_expired_branches=True, dry_run=True)
+    assert str(planned).splitlines() == [
         "5 snapshots would expire, 3 are retained",
         "branches that would be deleted with them: 'dev'",
         f"{made[2][:12]} is kept: tag 'v1' holds it",
-        "garbage_collect(dry_run=True) tells how many bytes that makes free",
+        f"garbage collection could then free {planned.freed_bytes} bytes",
     ]
+    done = replace(planned, freed_bytes=None)
+    assert str(done).endswith("garbage_collect(dry_run=True) tells how many bytes that makes free")
     for number in range(30):
         repository.create_tag(f"v2.{number}", made[number % 6])
     report = repository.expire_snapshots(at(clock, hours=1))
@@ -698,3 +701,18 @@ def test_refusals_name_the_kind(repository: vstore.Repository, made: list[str]) 
     assert planned.holders.branches == {"main": SnapshotId(bytes.fromhex(made[7]))}
     assert RefKind.TAG not in {ref.kind for ref in step.refs}
     assert retained(repository) == set(made)
+
+
+def test_a_dry_run_says_how_many_bytes_gc_could_free(repository: vstore.Repository) -> None:
+    for number in range(3):
+        session = repository.writable_session("main")
+        write(session, {"value": bytes([number]) * 5000})
+        session.commit(f"value {number}")
+    policy = vstore.RetentionPolicy(keep_last=1, unreachable_after=None)
+    planned = repository.expire_snapshots(policy=policy, dry_run=True)
+    assert planned.freed_bytes is not None
+    assert planned.freed_bytes > 10_000
+    assert f"free {planned.freed_bytes} bytes" in str(planned)
+    before = repository.garbage_collect(FUTURE, dry_run=True).garbage_bytes
+    assert repository.expire_snapshots(policy=policy).freed_bytes is None
+    assert repository.garbage_collect(FUTURE, dry_run=True).garbage_bytes - before == planned.freed_bytes
