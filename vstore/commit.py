@@ -13,8 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from vstore.blobs.metadata import MetadataBatch
 from vstore.blobs.reader import remember_snapshot
-from vstore.blobs.writer import BlobWriter, MetadataBatch
+from vstore.blobs.writer import BlobWriter
 from vstore.catalog.base import (
     ABSENT,
     PROTECTED,

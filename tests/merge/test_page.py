@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.merge.cases import as_markdown, letters_as_markdown
+from tests.pages import check_examples
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "merging.md").read_text()
 
@@ -24,16 +22,4 @@ def test_page_has_the_matrix(render: Callable[[], str]) -> None:
 
 
 def test_examples_run_and_print_what_their_comments_say(tmp_path: Path) -> None:
-    """They are one program, as each goes on where the one before ended."""
-    program = "".join(re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    promised = re.findall(r"^ *print\(.*\)  # (.*)$", program, re.MULTILINE)
-    assert len(promised) == program.count("print(")
-    assert done.stdout.splitlines() == promised
+    check_examples("merging.md", tmp_path)

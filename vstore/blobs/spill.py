@@ -12,7 +12,7 @@ from vstore.format.refs import BlobRef
 from vstore.storage.base import Storage
 
 if TYPE_CHECKING:
-    from vstore.blobs.writer import MetadataBatch
+    from vstore.blobs.metadata import MetadataBatch
 
 
 class PackSpill:

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vstore import tree
+from vstore.blobs.metadata import MetadataBatch
 from vstore.blobs.reader import BlobReader
-from vstore.blobs.writer import MetadataBatch
 from vstore.changes.layering import merge_manifests, select_rows
 from vstore.commit import PacksMovedError
 from vstore.errors import ConflictError, MissingBlobError

@@ -13,7 +13,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from vstore.blobs.writer import BlobWriter, MetadataBatch
+from vstore.blobs.metadata import MetadataBatch
+from vstore.blobs.writer import BlobWriter
 from vstore.changes.dictionaries import Dictionaries
 from vstore.changes.few import (
     DELETED_REF,

@@ -214,7 +214,7 @@ def test_metadata_is_written_as_it_comes(storage: LocalStorage, monkeypatch: pyt
             writer.finish(batch)
     reader = BlobReader(storage)
     assert [reader.whole(ref, "metadata") for ref in refs] == blobs
-    footer = reader.footer(refs[0].pack)
+    footer = reader.footer(refs[0].pack).footer
     assert len(footer) == 102
     assert footer.kinds.tolist() == [BlobKind.CHUNK, *[BlobKind.MANIFEST] * 101]
     assert read_back(writer, storage, chunk, b"c" * 1000) == b"c" * 1000
