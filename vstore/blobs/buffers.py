@@ -23,7 +23,7 @@ def take_buffer(size: int) -> memoryview:
     except IndexError:
         pass
     # Not a bytearray: that would touch all of it, for a commit of perhaps one small chunk.
-    return memoryview(np.empty(size, dtype=np.uint8))
+    return np.empty(size, dtype=np.uint8).data
 
 
 def give_back(buffer: memoryview) -> None:

@@ -294,7 +294,7 @@ class IndexedLayer:
 
 
 def _view(column: npt.NDArray[Any], dtype: npt.DTypeLike) -> memoryview:
-    return memoryview(np.ascontiguousarray(column, dtype=dtype).reshape(-1))
+    return np.ascontiguousarray(column, dtype=dtype).reshape(-1).data
 
 
 class LayeredTile:

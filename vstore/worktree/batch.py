@@ -305,7 +305,7 @@ def base_shows(array: ArrayState, indices: npt.NDArray[np.int64]) -> npt.NDArray
         return np.zeros(len(indices), dtype=bool)
     if array.limit is None:
         return np.ones(len(indices), dtype=bool)
-    inside: npt.NDArray[np.bool_] = (indices < np.array(array.limit, dtype=np.int64)).all(axis=1)
+    inside: npt.NDArray[np.bool_] = np.all(indices < np.array(array.limit, dtype=np.int64), axis=1)
     return inside
 
 

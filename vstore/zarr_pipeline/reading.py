@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -17,8 +17,8 @@ from vstore.zarr_pipeline.coder import Array, ChunkCoder, ChunkLayout, CodingErr
 from vstore.zarr_pipeline.requests import Batch, PipelineState, Request, as_array
 from vstore.zarr_pipeline.workers import CODING, FETCHING
 
-if TYPE_CHECKING:
-    from zarr.abc.codec import GetResult
+Results: TypeAlias = tuple[Any, ...]
+"""A `GetResult` of zarr for each request; versions before 3.4 have no such type, and ignore what `read` returns."""
 
 _PRESENT: Any = {"status": "present"}
 _MISSING: Any = {"status": "missing"}
@@ -32,7 +32,7 @@ _THREADED_BYTES = 256 * 1024
 
 async def read(
     state: PipelineState, requests: Sequence[Request], out: Any, drop_axes: tuple[int, ...]
-) -> tuple[GetResult, ...] | None:
+) -> Results | None:
     """Read chunks into `out`; None if that must be left to the stock pipeline, which may find parts of it done."""
     array = as_array(out)
     batch = None if array is None else state.batch(requests)
@@ -46,7 +46,7 @@ async def read(
         return None
 
 
-def _read(batch: Batch, out: Array, drop_axes: tuple[int, ...]) -> tuple[GetResult, ...]:
+def _read(batch: Batch, out: Array, drop_axes: tuple[int, ...]) -> Results:
     results = [_PRESENT] * len(batch.requests)
     requests, layouts, coder = batch.requests, batch.layouts, batch.coder
 
