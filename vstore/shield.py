@@ -56,7 +56,9 @@ def run_shielded(work: Callable[[], R]) -> R:
             task.future.result()
         raise
     finally:
-        # An error's traceback holds this frame, and the task the error: what they hold, files too, is let go at once.
+        # An error's traceback holds this frame and, in the pool's thread, the task, which must not hold the error in
+        # turn: what they hold, files too, is let go at once and not when garbage is next collected.
+        task.future = Future()
         del task
 
 
