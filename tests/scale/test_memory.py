@@ -32,7 +32,8 @@ def check_small_accesses(found: dict[str, Any], tile_bytes: int) -> None:
     assert found["one_commit"][1] < 2 * tile_bytes + 64 * 1024
     assert found["spread_commit"][1] < 101 * tile_bytes + 1024 * 1024
     assert found["written"][0] < 12_000
-    assert found["written"][1] < 300_000
+    # 120 kB are the chunks; the rest are pages of tile pointers, nearly all of which a spread commit touches.
+    assert found["written"][1] < 300_000 + found["count"] // 500
 
 
 def test_virtual_refs_take_no_memory_of_their_own(tmp_path: Path) -> None:
