@@ -48,7 +48,7 @@ from vstore.errors import (
 )
 from vstore.format.envelope import BlobKind
 from vstore.format.page import Child
-from vstore.format.record import HistoryEntry, OperationKind, PackMark, RefKind, SnapshotEntry
+from vstore.format.record import HistoryEntry, OperationKind, PackMark, RefKind, SnapshotEntry, relocations
 from vstore.format.snapshot import Snapshot, encode_snapshot
 from vstore.handle import Handle, require_online
 from vstore.history import jump_target
@@ -148,8 +148,7 @@ def prepare(handle: Handle, tree: Worktree, request: CommitRequest) -> Preparati
 
 def _relocations(view: CatalogView, packs: frozenset[PackId]) -> dict[PackId, PackId]:
     """Return the targets of those of `packs` that compact replaced."""
-    states = view.pack_states(packs) if packs else []
-    return {s.pack: s.target for s in states if s.mark == PackMark.RELOCATED and s.target is not None}
+    return relocations(view.pack_states(packs)) if packs else {}
 
 
 def _check_ref(found: SnapshotId | None, request: CommitRequest) -> None:

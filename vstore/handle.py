@@ -9,18 +9,31 @@ from __future__ import annotations
 import json
 from fnmatch import fnmatchcase
 from itertools import count
+from typing import Any
 
 import msgspec
 
 from vstore.blobs.reader import BlobReader
 from vstore.blobs.virtual import VirtualReader
-from vstore.catalog.base import ABSENT, PROTECTED, STATUS, Absent, Catalog, CatalogView, ValueIs
+from vstore.catalog.base import (
+    ABSENT,
+    PROTECTED,
+    STATUS,
+    Absent,
+    Catalog,
+    CatalogView,
+    Outcome,
+    Precondition,
+    Transaction,
+    Update,
+    ValueIs,
+)
 from vstore.clock import SYSTEM_CLOCK, Clock
 from vstore.config import RepositoryConfig
 from vstore.errors import MissingBlobError, ProtectedBranchError, ReadOnlyError, SnapshotExpiredError
-from vstore.format.record import PackMark, SnapshotEntry
+from vstore.format.record import OperationKind, SnapshotEntry, relocations
 from vstore.format.refs import BlobRef
-from vstore.ids import PackId, SnapshotId
+from vstore.ids import PackId, SnapshotId, new_transaction_id
 from vstore.storage.base import Storage
 
 _SINGLE_LOOKS = 8
@@ -58,13 +71,13 @@ class Handle(msgspec.Struct, frozen=True):
                     "Open a session on a newer snapshot."
                 )
             states = view.pack_states(None if packs is None else frozenset(packs))
-        moved = {s.pack: s.target for s in states if s.mark == PackMark.RELOCATED and s.target is not None}
+        moved = relocations(states)
         if ref.pack in moved:
             return moved
         raise MissingBlobError(
             f"{what} is missing: pack {ref.pack.hex()} in {self.storage.url} should hold blob {ref.digest.hex()} "
             f"({ref.length} bytes at {ref.offset}), but there is no such pack. "
-            "vstore.ops.fsck names all that is damaged; restore the pack from a copy of the repository."
+            "repo.fsck() names all that is damaged; restore the pack from a copy of the repository."
         )
 
     def open_snapshot(self, entry: SnapshotEntry) -> BlobReader:
@@ -72,6 +85,28 @@ class Handle(msgspec.Struct, frozen=True):
         blobs = self.blobs_for(entry.id)
         blobs.prefetch(entry.ref.pack, entry.stretch_offset, entry.stretch_length)
         return blobs
+
+    def update_online(
+        self,
+        kind: OperationKind,
+        conditions: tuple[Precondition, ...],
+        updates: tuple[Update, ...],
+        details: dict[str, Any],
+    ) -> Outcome:
+        """Ask the catalog for one update, given that the repository is not read-only, else `ReadOnlyError`."""
+        with self.catalog.reading() as view:
+            online, since = require_online(view), view.sequence
+        transaction = Transaction(
+            new_transaction_id(),
+            since,
+            kind,
+            self.clock.now_us(),
+            self.author,
+            (online, *conditions),
+            updates,
+            details,
+        )
+        return self.catalog.update(transaction)
 
     def with_config(self, config: RepositoryConfig) -> Handle:
         return msgspec.structs.replace(self, config=config)

@@ -7,13 +7,18 @@ from collections.abc import Iterator
 import pytest
 
 import vstore
-from tests.repositories import KINDS, Place, quick_folder
+from tests.repositories import KINDS, HandClock, Place, quick_folder
 
 
 @pytest.fixture(params=KINDS)
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     with quick_folder() as folder:
         yield Place.new(request.param, folder)
+
+
+@pytest.fixture
+def clock() -> HandClock:
+    return HandClock()
 
 
 @pytest.fixture

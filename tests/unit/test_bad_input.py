@@ -21,7 +21,6 @@ from zarr.core.sync import sync
 import vstore
 from tests.repositories import (
     GROUP,
-    KINDS,
     LOCAL_KINDS,
     Place,
     array_document,
@@ -45,12 +44,6 @@ from vstore.worktree.listing import iter_keys
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
-
-
-@pytest.fixture(params=KINDS)
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    with quick_folder() as folder:
-        yield Place.new(request.param, folder)
 
 
 @pytest.fixture(params=LOCAL_KINDS)

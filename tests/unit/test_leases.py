@@ -11,23 +11,12 @@ from typing import Any
 import pytest
 
 import vstore
-from tests.repositories import KINDS, HandClock, Place, commit, contents, drop, quick_folder, write
+from tests.repositories import HandClock, Place, commit, contents, drop, write
 from vstore.clock import to_datetime
 from vstore.leases import MAX_LEASE_DAYS
 from vstore.session import Session
 
 HOUR = timedelta(hours=1)
-
-
-@pytest.fixture(params=KINDS)
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    with quick_folder() as folder:
-        yield Place.new(request.param, folder)
-
-
-@pytest.fixture
-def clock() -> HandClock:
-    return HandClock()
 
 
 @pytest.fixture

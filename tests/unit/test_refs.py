@@ -9,19 +9,13 @@ from typing import Any
 import pytest
 
 import vstore
-from tests.repositories import KINDS, HandClock, Place, commit, contents, drop, quick_folder, write
+from tests.repositories import HandClock, Place, commit, contents, drop, write
 from vstore import refs
 from vstore.catalog.base import Transaction
 from vstore.format.record import OperationKind
 from vstore.handle import require_unprotected
 
 State = dict[str, str]
-
-
-@pytest.fixture(params=KINDS)
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    with quick_folder() as folder:
-        yield Place.new(request.param, folder)
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ import pytest
 
 import vstore
 from tests.repositories import (
-    KINDS,
     LOCAL_KINDS,
     START_US,
     HandClock,
@@ -35,17 +34,6 @@ from vstore.ids import Digest, PackId, new_transaction_id
 
 SECOND_US = 1_000_000
 UNKNOWN = "ab" * 32
-
-
-@pytest.fixture(params=KINDS)
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    with quick_folder() as folder:
-        yield Place.new(request.param, folder)
-
-
-@pytest.fixture
-def clock() -> HandClock:
-    return HandClock()
 
 
 @pytest.fixture

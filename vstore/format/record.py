@@ -6,6 +6,7 @@ bytes, so that one can be converted into the other. The log catalog's record is 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import IntEnum
 from typing import Any, NamedTuple, TypeAlias
 
@@ -128,6 +129,11 @@ class PackState(NamedTuple):
     mark: PackMark
     epoch: int
     target: PackId | None
+
+
+def relocations(states: Iterable[PackState]) -> dict[PackId, PackId]:
+    """Return where the blobs of relocated packs are now."""
+    return {s.pack: s.target for s in states if s.mark == PackMark.RELOCATED and s.target is not None}
 
 
 class SessionEntry(NamedTuple):

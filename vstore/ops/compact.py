@@ -27,7 +27,6 @@ from vstore.catalog.base import (
     PacksMarked,
     PacksUsable,
     Precondition,
-    Transaction,
     UnmarkPacks,
     Update,
 )
@@ -37,7 +36,7 @@ from vstore.format.pack import Footer
 from vstore.format.record import OperationKind, PackMark, PackState, RefKind
 from vstore.format.refs import BlobRef
 from vstore.handle import Handle, require_online
-from vstore.ids import Digest, PackId, blake3_digest, new_pack_id, new_transaction_id
+from vstore.ids import Digest, PackId, blake3_digest, new_pack_id
 from vstore.keys.objects import PACK_PREFIX, pack_name, parse_pack_name
 from vstore.ops import rewrite
 from vstore.ops.live import LiveBlobs, LiveRows, join_rows
@@ -241,20 +240,8 @@ class _Compactor:
     def _update(
         self, conditions: tuple[Precondition, ...], updates: tuple[Update, ...], details: dict[str, int]
     ) -> bool:
-        handle = self._handle
-        with handle.catalog.reading() as view:
-            online, since = require_online(view), view.sequence
-        transaction = Transaction(
-            new_transaction_id(),
-            since,
-            OperationKind.COMPACT,
-            handle.clock.now_us(),
-            handle.author,
-            (online, *conditions),
-            updates,
-            dict(details),
-        )
-        return isinstance(handle.catalog.update(transaction), Applied)
+        outcome = self._handle.update_online(OperationKind.COMPACT, conditions, updates, dict(details))
+        return isinstance(outcome, Applied)
 
     # --- copying ---------------------------------------------------------------------------------------------
 

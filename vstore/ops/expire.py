@@ -28,10 +28,8 @@ from vstore.catalog.base import (
     DropSnapshots,
     NotHeld,
     Outcome,
-    Precondition,
     RefIs,
     SessionIs,
-    Transaction,
     Update,
     ValueIs,
     matching_branches,
@@ -42,7 +40,7 @@ from vstore.errors import ConflictError, CorruptionError, InvalidInputError
 from vstore.format.record import Operation, OperationKind, RefKind, SessionEntry
 from vstore.handle import Handle, protected_patterns, require_online
 from vstore.history import look_up
-from vstore.ids import SnapshotId, jitter, new_transaction_id
+from vstore.ids import SnapshotId, jitter
 from vstore.ops.marks import freed_bytes
 from vstore.refs import MAIN, iter_operations
 from vstore.retention import Decision, Departure, Graph, Holders, RetentionPolicy, Rules, decide
@@ -301,34 +299,12 @@ class _Run:
         ]
         if step.snapshots:
             updates.append(DropSnapshots(step.snapshots))
-        return self._update(
+        return self._handle.update_online(
             OperationKind.EXPIRE,
             (*planned.rules, safe, free, *step.refs),
             tuple(updates),
-            snapshots=len(step.snapshots),
+            {"snapshots": len(step.snapshots)},
         )
-
-    def _update(
-        self,
-        kind: OperationKind,
-        conditions: tuple[Precondition, ...],
-        updates: tuple[Update, ...],
-        **details: int,
-    ) -> Outcome:
-        handle = self._handle
-        with handle.catalog.reading() as view:
-            online, since = require_online(view), view.sequence
-        transaction = Transaction(
-            new_transaction_id(),
-            since,
-            kind,
-            handle.clock.now_us(),
-            handle.author,
-            (online, *conditions),
-            updates,
-            details,
-        )
-        return handle.catalog.update(transaction)
 
     def _follow(self, planned: _Plan, safe: BranchesAre) -> BranchesAre | None:
         """Return what protected branches hold now, or None if they may reach something that was to go."""
@@ -353,10 +329,11 @@ class _Run:
         """Remove leases that ended long ago. One that was renewed just now stays: the next run looks again."""
         dead = planned.dead_leases[:_DEAD_LEASES_AT_ONCE]
         if dead:
-            self._update(
+            self._handle.update_online(
                 OperationKind.CLOSE_SESSION,
                 tuple(map(SessionIs, dead)),
                 tuple(CloseSession(entry.session) for entry in dead),
+                {},
             )
 
 

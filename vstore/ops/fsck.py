@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from vstore.blobs.cache import CACHE
 from vstore.errors import FormatError, InvalidInputError, ObjectNotFoundError, StorageError, VStoreError
-from vstore.format.record import PackMark, SnapshotEntry
+from vstore.format.record import SnapshotEntry, relocations
 from vstore.handle import Handle
 from vstore.ids import PackId
 from vstore.keys.objects import PACK_PREFIX, pack_name, parse_pack_name
@@ -177,11 +177,7 @@ class _Fsck:
 
     def _take_scope(self) -> tuple[int, Scope]:
         with self._handle.catalog.reading() as view:
-            moved = {
-                state.pack: state.target
-                for state in view.pack_states(None)
-                if state.mark == PackMark.RELOCATED and state.target is not None
-            }
+            moved = relocations(view.pack_states(None))
             return view.epoch, Scope(tuple(view.iter_snapshots()), tuple(view.iter_pages()), moved)
 
     def _examine(self) -> _Seen:

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 
 from vstore.catalog.base import CatalogView
 from vstore.errors import CorruptionError, StorageError
-from vstore.format.record import OperationKind, PackMark, PackState, SnapshotEntry
+from vstore.format.record import OperationKind, PackMark, PackState, SnapshotEntry, relocations
 from vstore.format.refs import BlobRef
 from vstore.handle import Handle
 from vstore.ids import PackId, SnapshotId, pack_prefix
@@ -56,7 +56,7 @@ def take_roots(view: CatalogView) -> Roots:
         tuple(view.iter_pages()),
         states,
         frozenset(pack_prefix(entry.session) for entry in view.iter_sessions()),
-        {s.pack: s.target for s in states if s.mark == PackMark.RELOCATED and s.target is not None},
+        relocations(states),
         _last_compacted(view) if any(s.mark == PackMark.REPLACING for s in states) else 0,
     )
 

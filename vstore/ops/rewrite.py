@@ -40,7 +40,7 @@ from vstore.format.node import (
     path_of,
 )
 from vstore.format.page import Child, Entry, Totals
-from vstore.format.record import PackMark, RefKind
+from vstore.format.record import RefKind, relocations
 from vstore.format.refs import BlobRef
 from vstore.handle import Handle
 from vstore.history import require_branch, require_entry
@@ -85,8 +85,7 @@ def _rewrite(
 ) -> str:
     with handle.catalog.reading() as view:
         head, epoch = require_entry(view, require_branch(view, branch)), view.epoch
-        states = view.pack_states(None)
-    moved = {s.pack: s.target for s in states if s.mark == PackMark.RELOCATED and s.target is not None}
+        moved = relocations(view.pack_states(None))
     with Session(handle, head, branch=branch, epoch=epoch) as session:
         rewriter = Rewriter(session.tree, moved)
         rewriter.read(progress)

@@ -199,7 +199,7 @@ class NodeTable:
         if spec is None or (spec.array is None) != (node.tiles is None):
             raise CorruptionError(
                 f"the metadata documents of {path!r} do not describe the node that the snapshot has there. "
-                "vstore.ops.fsck names all that is damaged."
+                "repo.fsck() names all that is damaged."
             )
         array = None
         if spec.array is not None and node.tiles is not None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import vstore
-from tests.repositories import KINDS, HandClock, Place, commit, contents, drop, quick_folder, write
+from tests.repositories import HandClock, Place, commit, contents, drop, write
 from tests.unit.ops.repositories import FUTURE
 from vstore.catalog.base import Applied, OpenSession, Refused, Transaction
 from vstore.clock import to_datetime
@@ -26,17 +26,6 @@ HOUR_S = 3600
 DAY_S = 24 * HOUR_S
 KEEP_ONE = RetentionPolicy(keep_last=1)
 Act = Callable[[vstore.Repository], object]
-
-
-@pytest.fixture(params=KINDS)
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    with quick_folder() as folder:
-        yield Place.new(request.param, folder)
-
-
-@pytest.fixture
-def clock() -> HandClock:
-    return HandClock()
 
 
 @pytest.fixture
