@@ -43,6 +43,21 @@ class BlobColumns:
     digests: npt.NDArray[np.uint8]
     trusted: npt.NDArray[np.bool_]
 
+    @classmethod
+    def of(cls, refs: Sequence[BlobRef]) -> BlobColumns:
+        """Return columns of `refs`, none of them trusted."""
+        packs = list(dict.fromkeys(ref.pack for ref in refs))
+        numbers = {pack: number for number, pack in enumerate(packs)}
+        digests = np.frombuffer(b"".join(ref.digest for ref in refs), dtype=np.uint8)
+        return cls(
+            packs,
+            np.array([numbers[ref.pack] for ref in refs], dtype=np.uint32),
+            np.array([ref.offset for ref in refs], dtype=np.uint64),
+            np.array([ref.length for ref in refs], dtype=np.uint64),
+            digests.reshape(-1, DIGEST_SIZE),
+            np.zeros(len(refs), dtype=np.bool_),
+        )
+
     def __len__(self) -> int:
         return len(self.offsets)
 

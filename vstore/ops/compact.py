@@ -19,6 +19,7 @@ import numpy as np
 
 from vstore.blobs.packing import NO_SLOT, OpenPack
 from vstore.blobs.reader import BlobReader
+from vstore.blobs.runs import REMOTE_GAP_BYTES, BlobColumns, plan_runs
 from vstore.catalog.base import (
     AdvanceEpoch,
     Applied,
@@ -49,8 +50,6 @@ _SMALL_PART = 4
 _GROWTH = 4
 """A small pack is merged only with others that hold this part of it at least, so that bytes are copied few times."""
 _COPIED_BYTES = 4 * 1024 * 1024
-_RUN_BYTES = 16 * 1024 * 1024
-_JOINED_GAP_BYTES = 256 * 1024
 _MAX_SOURCES = 2000
 _TRIES = 3
 _SEAL_TRIES = 3
@@ -272,11 +271,11 @@ class _Compactor:
     def _fetch(self, blobs: list[_Copied]) -> dict[Digest, memoryview]:
         """Return the verified bytes of blobs, which are no more than a pack holds; neighbours in one request."""
         found = {}
-        for run in iter_runs([blob.ref for blob in blobs]):
-            start, stop = run[0].offset, run[-1].offset + run[-1].length
-            data = self._handle.storage.read(pack_name(run[0].pack), start, stop - start)
-            for ref in run:
-                blob = data[ref.offset - start : ref.offset - start + ref.length]
+        refs = [blob.ref for blob in blobs]
+        for run in plan_runs(BlobColumns.of(refs), gap_bytes=REMOTE_GAP_BYTES):
+            data = self._handle.storage.read(pack_name(run.pack), run.start, run.stop - run.start)
+            for ref in map(refs.__getitem__, run.rows.tolist()):
+                blob = data[ref.offset - run.start : ref.offset - run.start + ref.length]
                 if blake3_digest(blob) != ref.digest:
                     raise CorruptionError(
                         f"blob {ref.digest.hex()} in {pack_name(ref.pack)} is damaged, so that its pack can't be "
@@ -293,24 +292,6 @@ def _fill(pack: OpenPack, blobs: list[_Copied], data: dict[Digest, memoryview]) 
         for blob in batch:
             pack.place(NO_SLOT, blob.kind, blob.ref.digest, blob.ref.length)
         pack.write(start, [data[blob.ref.digest] for blob in batch])
-
-
-def iter_runs(refs: list[BlobRef]) -> Iterator[list[BlobRef]]:
-    """Yield refs by pack and offset, in runs that are worth one request."""
-    run: list[BlobRef] = []
-    end = 0
-    for ref in sorted(refs, key=lambda ref: (ref.pack, ref.offset)):
-        if run and (
-            ref.pack != run[0].pack
-            or ref.offset - end > _JOINED_GAP_BYTES
-            or ref.offset + ref.length - run[0].offset > _RUN_BYTES
-        ):
-            yield run
-            run = []
-        run.append(ref)
-        end = ref.offset + ref.length
-    if run:
-        yield run
 
 
 class _Copied(NamedTuple):
