@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tracemalloc
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,17 +71,8 @@ def test_keys_are_names_and_never_paths(key: str, catalog: str) -> None:
         assert contents(repository.readonly_session("main"))[key] == b"value"
         repository.garbage_collect(FAR)
         assert outside(folder) == before
-        own = {
-            "catalog.sqlite",
-            "catalog.sqlite-wal",
-            "catalog.sqlite-shm",
-            "log",
-            "latest",
-            "repo",
-            "packs",
-            "staging",
-            "probe",
-        }
+        own = {"log", "latest", "repo", "packs", "staging", "probe"}
+        own |= {f"catalog.sqlite{suffix}" for suffix in ("", "-wal", "-shm")}
         assert {path.name for path in folder.iterdir()} <= own
         repository.close()
 
@@ -100,12 +93,9 @@ def test_keys_in_a_tree_that_are_not_text(key: bytes, tmp_path: Path) -> None:
     ]
     forge(repository, lambda batch: page(batch, 0, sorted(entries)))
     CACHE.clear()
-    try:
+    with contextlib.suppress(CorruptionError):
         assert contents(repository.readonly_session("main")).keys() <= {"zarr.json"}
-    except CorruptionError:
-        pass
-    report = repository.fsck()
-    assert not report.is_clean or key == b"x"
+    assert not repository.fsck().is_clean
 
 
 # --- locations of virtual chunks -------------------------------------------------------------------------------
@@ -305,10 +295,8 @@ def test_a_listing_that_lies(size: int, modified_us: int) -> None:
             lambda: repository.fsck(data=True),
             lambda: repository.storage_stats(),
         ):
-            try:
+            with contextlib.suppress(VStoreError):
                 act()
-            except VStoreError:
-                pass
         assert outside(work / "repository") == before
         for name in storage.deleted:
             check_object_name(name)
@@ -327,7 +315,7 @@ def test_a_listing_of_very_many_names_is_a_stream() -> None:
 
         class Endless(Sequence[str]):
             def __len__(self) -> int:
-                return 200_000
+                return 50_000
 
             def __getitem__(self, index: Any) -> Any:
                 if index >= len(self):
@@ -336,13 +324,11 @@ def test_a_listing_of_very_many_names_is_a_stream() -> None:
 
         storage = LyingStorage(work / "repository", Endless(), 1, 0)
         repository = vstore.Repository.open(storage)
-        import tracemalloc
-
         tracemalloc.start()
         repository.garbage_collect(FAR, dry_run=True)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert peak < 8 * 2**20
+        assert peak < 4 * 2**20
         repository.close()
 
 
