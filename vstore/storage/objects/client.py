@@ -22,7 +22,7 @@ from vstore.storage.objects.requests import (
 )
 from vstore.storage.objects.retry import Tries
 from vstore.storage.objects.secrets import Redactor
-from vstore.storage.objects.stores import is_own_timeout, rebuilt, secrets_of
+from vstore.storage.objects.stores import is_own_timeout, rebuilt, remedy, secrets_of
 
 T = TypeVar("T")
 
@@ -119,17 +119,10 @@ class Client:
         refusal = translate(error, doing, self._redact, creates=creates)
         lacks_secrets = isinstance(refusal, AccessDeniedError) or not self._answered
         if self._left_out and lacks_secrets and isinstance(refusal, StorageError):
-            refusal = type(refusal)(f"{refusal.message} {self._remedy()}")
+            refusal = type(refusal)(f"{refusal.message} {remedy(self._left_out)}")
         # A traceback would show the original.
         refusal.__cause__ = error if self._redact.is_fit(str(error)) else None
         return refusal
-
-    def _remedy(self) -> str:
-        return (
-            f"The pickle that this storage came by left out {', '.join(self._left_out)}: set them in the environment "
-            "of this process, or open the repository with the storage option pickle_credentials=True to have them in "
-            "pickles."
-        )
 
     def _store_for(self, size: int) -> Any:
         """Return the store whose timeout suits a request that moves `size` bytes.

@@ -113,11 +113,27 @@ def without_credentials(store: Any) -> tuple[tuple[Any, ...], tuple[str, ...]]:
     return parts, tuple(hidden)
 
 
-def restored(name: str, arguments: tuple[Any, ...], settings: Mapping[str, Any]) -> Any:
+def restored(
+    name: str, arguments: tuple[Any, ...], settings: Mapping[str, Any], left_out: tuple[str, ...]
+) -> Any:
     """Return the store that `without_credentials` took apart; it looks for credentials where obstore does."""
     from obstore import store as stores
+    from obstore.exceptions import BaseError
 
-    return getattr(stores, name)(*arguments, **settings)
+    try:
+        return getattr(stores, name)(*arguments, **settings)
+    except (BaseError, ValueError) as error:
+        raise InvalidInputError(
+            f"an object store can't be opened from its pickle: {Redactor()(str(error))}. {remedy(left_out)}"
+        ) from None
+
+
+def remedy(left_out: tuple[str, ...]) -> str:
+    """Return what to do about the settings that a pickle left out."""
+    return (
+        f"The pickle that this storage came by left out {', '.join(left_out)}: set them in the environment of this "
+        "process, or open the repository with the storage option pickle_credentials=True to have them in pickles."
+    )
 
 
 def can_leave_credentials(store: object) -> bool:
