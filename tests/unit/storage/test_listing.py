@@ -84,7 +84,7 @@ def test_listings_are_lazy(server: XmlServer, storage: ObjectStorage) -> None:
 def test_names_outside_of_the_folder_are_left_out(server: XmlServer, storage: ObjectStorage) -> None:
     pack = pack_name(PackId(bytes(16)))
     hostile = [
-        # obstore takes its own prefix "a" off where it finds it, so "b/log/..." would be no other lie than "a/b/log/...".
+        # obstore takes its own prefix "a" off where it finds it, so "b/log/..." would be the same lie as "a/b/log/...".
         log_name(1),  # ours, but not below the prefix
         "a/" + log_name(3),
         "a/b/repo",  # below the prefix, but not in the folder

@@ -337,9 +337,7 @@ def _restore(
 def _restore_without(
     parts: tuple[Any, ...], prefix: str, url: str, options: RequestOptions, left_out: tuple[str, ...]
 ) -> ObjectStorage:
-    return ObjectStorage(
-        restored(*parts, left_out=left_out), prefix, url=url, options=options, left_out=left_out
-    )
+    return ObjectStorage(restored(parts, left_out), prefix, url=url, options=options, left_out=left_out)
 
 
 def _restore_memory(token: str, prefix: str, url: str, options: RequestOptions) -> ObjectStorage:

@@ -113,13 +113,12 @@ def without_credentials(store: Any) -> tuple[tuple[Any, ...], tuple[str, ...]]:
     return parts, tuple(hidden)
 
 
-def restored(
-    name: str, arguments: tuple[Any, ...], settings: Mapping[str, Any], left_out: tuple[str, ...]
-) -> Any:
+def restored(parts: tuple[Any, ...], left_out: tuple[str, ...]) -> Any:
     """Return the store that `without_credentials` took apart; it looks for credentials where obstore does."""
     from obstore import store as stores
     from obstore.exceptions import BaseError
 
+    name, arguments, settings = parts
     try:
         return getattr(stores, name)(*arguments, **settings)
     except (BaseError, ValueError) as error:
