@@ -12,12 +12,20 @@ import threading
 from typing import NamedTuple
 
 from vstore.errors import CorruptionError, FormatError, ObjectNotFoundError, RepositoryNotFoundError
-from vstore.format.log_record import MAX_RECORD_BYTES, LogRecord, Tombstone, decode_log_object
+from vstore.format.log_record import (
+    MAX_RECORD_BYTES,
+    MAX_SEQUENCE,
+    LogRecord,
+    Tombstone,
+    decode_log_object,
+)
 from vstore.keys.objects import LATEST, log_name
 from vstore.storage.base import Storage
 
 KEPT_RECORDS = 1000
 """Only records older than the newest so many may be replaced by tombstones."""
+_MAX_STEPS = 10_000
+"""Records read, or tombstones followed, by one look for the newest record; a log is looked at from near its end."""
 _WALK_STEPS = 8
 """Records read one by one before looking further ahead: a busy log grows by a few between two looks."""
 
@@ -50,6 +58,8 @@ class LogReader:
                 return head
             head = self._follow(found)
             steps += 1
+            if steps > _MAX_STEPS:
+                raise self._damage(log_name(head.sequence), "the log goes on and on behind it")
             if steps % _WALK_STEPS == 0:
                 head = self._skip_ahead(head)
 
@@ -110,7 +120,7 @@ class LogReader:
     def _gallop(self, low: int) -> Head:
         """Return a record near the end, from `low`, which is present: O(log n) requests."""
         step = 1
-        while self.is_present(low + step):
+        while low + step <= MAX_SEQUENCE and self.is_present(low + step):
             low += step
             step *= 2
         high = low + step
@@ -127,14 +137,18 @@ class LogReader:
 
     def _follow(self, found: Head | Tombstone) -> Head:
         """Return the record that a chain of tombstones leads to; each points forward."""
-        while isinstance(found, Tombstone):
+        for _ in range(_MAX_STEPS):
+            if not isinstance(found, Tombstone):
+                return found
             target = self.read(found.head)
             if target is None:
                 raise self._damage(
                     log_name(found.head), f"the tombstone {found.sequence} points to it; it is missing"
                 )
             found = target
-        return found
+        raise self._damage(
+            log_name(found.sequence), "it is one of too many tombstones that follow each other"
+        )
 
     def _decode(self, name: str, data: bytes) -> LogRecord | Tombstone:
         try:
