@@ -70,6 +70,11 @@ def _translate(error: Exception, found: str, writes: bool) -> VStoreError:
         return AccessDeniedError(f"{found} Check the credentials, and what they allow on this location.")
     if isinstance(error, FileNotFoundError):
         return ObjectNotFoundError(f"{found} If all else is missing too, check the bucket's name.")
+    if isinstance(error, o.NotSupportedError) and "Range request" in found:
+        return StorageError(
+            f"{found} The server answers requests for a part of a file with all of it. Serve the repository by one "
+            "that honours the header Range, as nginx, Apache and object stores do."
+        )
     if isinstance(error, o.NotSupportedError | NotImplementedError):
         return UnsafeStorageError(f"{found} This kind of store can't hold a repository that is written to.")
     if writes:

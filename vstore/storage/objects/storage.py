@@ -17,13 +17,12 @@ from vstore.errors import (
     ObjectExistsError,
     ObjectNotFoundError,
     OutcomeUnknownError,
-    ReadOnlyError,
     StorageError,
     UnsafeStorageError,
 )
 from vstore.ids import PackId, new_nonce
-from vstore.keys.objects import check_object_name, pack_name
-from vstore.storage.base import ObjectInfo, PackPolicy
+from vstore.keys.objects import SQLITE_FILE, check_object_name, pack_name
+from vstore.storage.base import ObjectInfo, PackPolicy, require_writable
 from vstore.storage.names import check_prefix, check_range, is_object_name
 from vstore.storage.objects.pack import ObjectPack
 from vstore.storage.objects.requests import check_process, request
@@ -56,7 +55,7 @@ class ObjectStorage:
         self._store = store
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self._token = token or new_nonce().hex()
-        self._read_only = is_a(store, "HTTPStore")
+        self.reads_only = is_a(store, "HTTPStore")
         self.url = url if url is not None else describe(store, self._prefix)
 
     def __repr__(self) -> str:
@@ -136,6 +135,15 @@ class ObjectStorage:
         except ObjectNotFoundError:
             return None
 
+    def has_sqlite_catalog(self) -> bool:
+        """Tell whether a repository's files lie here whose catalog works only in a directory."""
+        try:
+            with request("look up", self._where(SQLITE_FILE)):
+                self._store.head(self._prefix + SQLITE_FILE)
+        except StorageError:
+            return False
+        return True
+
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         return self._list(check_prefix(prefix))
 
@@ -204,8 +212,7 @@ class ObjectStorage:
         return f"{name} of {self.url}"
 
     def _check_writable(self) -> None:
-        if self._read_only:
-            raise ReadOnlyError(f"{self.url} can only be read: HTTP servers have no safe way to write.")
+        require_writable(self)
 
     def _upload(self, name: str, data: memoryview) -> None:
         # `data` must never change again: obstore's MemoryStore keeps the buffer that it is given.
