@@ -52,6 +52,7 @@ from vstore.handle import Handle, protected_patterns, require_online, require_un
 from vstore.history import find_snapshot, is_ancestor, require_branch, require_entry, require_tag
 from vstore.ids import SnapshotId, new_transaction_id, parse_snapshot_id
 from vstore.keys.refs import check_ref_name
+from vstore.storage.base import require_writable
 
 MAIN = "main"
 _TRIES = 20
@@ -98,6 +99,7 @@ def apply(handle: Handle, plan: Plan) -> Operation:
     If only a value moved meanwhile (status, protection, settings), a snapshot expired, or a session's registration
     changed, `plan` decides anew.
     """
+    require_writable(handle.storage)
     for tries_left in reversed(range(_TRIES)):
         with handle.catalog.reading() as view:
             change = plan(view)
@@ -366,6 +368,7 @@ def undo(handle: Handle, expected: int | None) -> Operation:
 
 def restore(handle: Handle, operation: int | OperationInfo) -> Operation:
     """Make all refs what they were right after an operation."""
+    require_writable(handle.storage)
     sequence = operation.sequence if isinstance(operation, OperationInfo) else operation
     with handle.catalog.reading() as view:
         walked = view.sequence

@@ -63,7 +63,7 @@ from vstore.maintenance import Maintenance
 from vstore.refs import MAIN
 from vstore.refs import OperationInfo as OperationInfo
 from vstore.session import Session
-from vstore.storage.base import Storage
+from vstore.storage.base import Storage, require_writable
 from vstore.storage.location import open_storage
 from vstore.twins import async_twin
 
@@ -130,6 +130,7 @@ class Repository(Maintenance):
         Raises `RepositoryExistsError` if there is one, `UnsafeStorageError` if the storage can't make commits safe.
         """
         storage = open_storage(location, options=storage_options, create=True)
+        require_writable(storage)
         if find_catalog(storage) is not None:
             raise RepositoryExistsError(
                 f"{storage.url} already holds a repository. Open it with Repository.open, or choose another place."
