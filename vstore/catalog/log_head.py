@@ -11,13 +11,20 @@ import os
 import threading
 from typing import NamedTuple
 
-from vstore.errors import CorruptionError, FormatError, ObjectNotFoundError, RepositoryNotFoundError
+from vstore.errors import (
+    CorruptionError,
+    FormatError,
+    InternalError,
+    ObjectNotFoundError,
+    RepositoryNotFoundError,
+)
 from vstore.format.log_record import MAX_RECORD_BYTES, LogRecord, Tombstone, decode_log_object
 from vstore.keys.objects import LATEST, log_name
 from vstore.storage.base import Storage
 
 KEPT_RECORDS = 1000
 """Only records older than the newest so many may be replaced by tombstones."""
+_READ_TRIES = 3
 _WALK_STEPS = 8
 """Records read one by one before looking further ahead: a busy log grows by a few between two looks."""
 
@@ -55,6 +62,16 @@ class LogReader:
 
     def read(self, sequence: int) -> Head | Tombstone | None:
         """Return what is stored under a number."""
+        for tries_left in reversed(range(_READ_TRIES)):
+            try:
+                return self._read_once(sequence)
+            except CorruptionError:
+                # It may have been damaged on the way: what is stored is read again before it is called damaged.
+                if not tries_left:
+                    raise
+        raise InternalError("unreachable")
+
+    def _read_once(self, sequence: int) -> Head | Tombstone | None:
         name = log_name(sequence)
         try:
             data = self._storage.read_whole(name, MAX_RECORD_BYTES)

@@ -169,10 +169,14 @@ class FaultProxy:
         """Let `choice` decide about requests for which no earlier rule has a fault."""
         self._choices.append(choice)
 
+    def clear(self) -> None:
+        """Forget the rules: from now on all goes well, but for what is held or stalled already."""
+        self._choices.clear()
+
     def reset(self) -> None:
         """Let all go that is held, then forget rules and exchanges."""
         self.release()
-        self._choices.clear()
+        self.clear()
         self.exchanges.clear()
 
     def release(self) -> int:
