@@ -120,6 +120,17 @@ def azure_store(url: str, prefix: str | None = None, **settings: Any) -> AzureSt
     return AzureStore(CONTAINER, prefix=prefix, endpoint=url, client_options=client_options, **settings)
 
 
+def set_s3_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let stores that come by a pickle, here and in processes started later, find the credentials of `s3_store`."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "key")
+
+
+def set_azure_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do the same for `azure_store`."""
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", AZURE_KEY)
+
+
 def find(command: str) -> str:
     path = shutil.which(
         command, path=os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin"))
