@@ -19,9 +19,10 @@ from tests.repositories import GROUP, array_document, commit, drop, write
 from vstore.blobs.cache import CACHE
 from vstore.clock import SystemClock
 from vstore.storage.objects import ObjectStorage
+from vstore.storage.objects.options import RequestOptions
 from vstore.testing.proxy import FaultProxy
 
-CLIENT_TIMEOUT = "700ms"
+OPTIONS = RequestOptions(max_tries=3, attempt_timeout_s=0.4, first_wait_s=0.001, longest_wait_s=0.002)
 
 BASE = {
     "zarr.json": GROUP,
@@ -62,22 +63,21 @@ class Site:
     def new_folder(self) -> str:
         return f"trial-{next(self._numbers)}"
 
-    def store(self, folder: str, *, through_proxy: bool = False) -> Any:
-        """Return a store that sends each request once; through the proxy its patience is short."""
-        if not through_proxy:
-            return self.make_store(self.url, folder, retry_config={"max_retries": 0})
-        options = {"timeout": CLIENT_TIMEOUT}
-        return self.make_store(
-            self.proxy.url, folder, retry_config={"max_retries": 0}, client_options=options
-        )
+    def raw_store(self, folder: str) -> Any:
+        return self.make_store(self.url, folder)
+
+    def storage(self, folder: str, *, through_proxy: bool = False) -> ObjectStorage:
+        """Return a storage, straight to the server or through the proxy; its patience is short."""
+        url = self.proxy.url if through_proxy else self.url
+        return ObjectStorage(self.make_store(url, folder), options=OPTIONS)
 
     def open(
         self, folder: str, *, through_proxy: bool = False, clock: SystemClock | None = None
     ) -> vstore.Repository:
         """Open a repository as another process would: with nothing cached."""
         CACHE.clear()
-        store = self.store(folder, through_proxy=through_proxy)
-        return vstore.Repository.open(store, author="ada", clock=clock or QuickClock())
+        storage = self.storage(folder, through_proxy=through_proxy)
+        return vstore.Repository.open(storage, author="ada", clock=clock or QuickClock())
 
     def copy(self, name: str) -> tuple[str, Original]:
         """Copy an original to a new folder."""
@@ -85,14 +85,14 @@ class Site:
             self.originals[name] = Original.make(self, ORIGINALS[name])
         original = self.originals[name]
         folder = self.new_folder()
-        store = self.store(folder)
+        store = self.raw_store(folder)
         for path, data in original.objects.items():
             store.put(path, data)
         return folder, original
 
     def names(self, folder: str) -> set[str]:
         """Return the names of all objects there."""
-        return {info.name for info in ObjectStorage(self.store(folder)).list("")}
+        return {info.name for info in self.storage(folder).list("")}
 
 
 @dataclass
@@ -105,8 +105,8 @@ class Original:
     @classmethod
     def make(cls, site: Site, fill: Callable[[vstore.Repository], None]) -> Original:
         folder = site.new_folder()
-        store = site.store(folder)
-        with vstore.Repository.create(store, author="ada") as repository:
+        store = site.raw_store(folder)
+        with vstore.Repository.create(site.storage(folder), author="ada") as repository:
             fill(repository)
             head = repository.lookup_branch("main")
         names = site.names(folder)
@@ -136,7 +136,11 @@ def fill_with_garbage(repository: vstore.Repository) -> None:
     repository.delete_branch("short")
 
 
-ORIGINALS = {"plain": fill_plainly, "garbage": fill_with_garbage}
+def fill_with_number_0(repository: vstore.Repository) -> None:
+    commit(repository, {"0/0": b"\0" * 9000}, "0")
+
+
+ORIGINALS = {"plain": fill_plainly, "garbage": fill_with_garbage, "numbered": fill_with_number_0}
 
 
 def far_future() -> datetime:

@@ -219,6 +219,16 @@ class LogCatalog:
         decode_identity(head.record.identity)
         return self._seen.advance(head)
 
+    def _resolve_surely(self) -> Head:
+        """Return the newest record as it is in the log, whatever the hint says."""
+        head = self._resolve()
+        found = self._reader.confirm(head)
+        if found is not None:
+            return self._seen.advance(found)
+        # The hint lied: what it showed was never in this log, so that going back from it loses nothing (L4).
+        self._seen.advance(self._reader.resolve_unaided(), instead_of=head)
+        return self._resolve()
+
     def check_writable(self) -> None:
         if not self._is_probed:
             probe(self._storage)
@@ -251,7 +261,7 @@ class LogCatalog:
     def _try(self, transaction: Transaction, patience: Patience, anew: bool) -> Outcome | None:
         """Go once through steps 1 to 5; None is to go through them again."""
         try:
-            head = self._seen.advance(self._reader.confirm(self._resolve()))
+            head = self._resolve_surely()
             view = self._view(head)
             done = view.find_transaction(transaction.transaction, transaction.since)
             if done is not None:
@@ -402,7 +412,7 @@ class LogCatalog:
 
     def write_tombstones(self, keep: int = KEPT_RECORDS) -> int:
         """Replace records older than the newest `keep` by tombstones; return how many. May be cut off anywhere."""
-        head = self._reader.confirm(self._resolve())
+        head = self._resolve_surely()
         written = 0
         # Downwards, to stop where an earlier run began.
         for sequence in range(head.sequence - max(keep, 1), -1, -1):
@@ -435,7 +445,7 @@ class LogCatalog:
         return list(dict.fromkeys(found))
 
     def _log_damage(self) -> Iterator[str]:
-        head = self._reader.confirm(self._resolve())
+        head = self._resolve_surely()
         yield from iter_log_damage(self._storage, self._reader, head)
 
     def _view_damage(self) -> Iterator[str]:
