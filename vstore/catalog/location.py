@@ -10,6 +10,7 @@ import os
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from vstore.catalog.base import Catalog, Identity, Transaction
+from vstore.clock import SYSTEM_CLOCK, Clock
 from vstore.errors import (
     AccessDeniedError,
     CorruptionError,
@@ -43,7 +44,7 @@ def find_catalog(storage: Storage) -> CatalogKind | None:
     return "sqlite" if has_sqlite else "log" if has_log else None
 
 
-def open_catalog(storage: Storage, spill: SpillStore) -> Catalog:
+def open_catalog(storage: Storage, spill: SpillStore, *, clock: Clock = SYSTEM_CLOCK) -> Catalog:
     """Open the catalog in `storage`; nothing is written.
 
     One on a file system where it can't be written safely is opened all the same: `check_writable` says so.
@@ -59,7 +60,7 @@ def open_catalog(storage: Storage, spill: SpillStore) -> Catalog:
         from vstore.catalog.log import LogCatalog
 
         try:
-            return LogCatalog.open(storage, spill)
+            return LogCatalog.open(storage, spill, clock=clock)
         except (RepositoryNotFoundError, AccessDeniedError):
             _refuse_sqlite(storage)
             raise
@@ -75,6 +76,7 @@ def create_catalog(
     spill: SpillStore,
     *,
     kind: str | None = None,
+    clock: Clock = SYSTEM_CLOCK,
 ) -> Catalog:
     """Make a catalog of this kind ("sqlite", "log"; None: what suits the storage); `first` is its operation 0."""
     if kind not in (None, "sqlite", "log"):
@@ -89,7 +91,7 @@ def create_catalog(
     if kind == "log":
         from vstore.catalog.log import LogCatalog
 
-        return LogCatalog.create(storage, identity, first, spill)
+        return LogCatalog.create(storage, identity, first, spill, clock=clock)
     if directory is None:
         raise InvalidInputError(
             f"{storage.url!r} is no directory, so it can't hold an SQLite catalog: choose 'log'."

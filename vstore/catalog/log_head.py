@@ -15,6 +15,7 @@ from vstore.errors import (
     AccessDeniedError,
     CorruptionError,
     FormatError,
+    InternalError,
     ObjectNotFoundError,
     RepositoryNotFoundError,
     StorageError,
@@ -31,6 +32,7 @@ from vstore.storage.base import Storage, reads_only
 
 KEPT_RECORDS = 1000
 """Only records older than the newest so many may be replaced by tombstones."""
+_READ_TRIES = 3
 _MAX_STEPS = 10_000
 """Records read, or tombstones followed, by one look for the newest record; a log is looked at from near its end."""
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -91,6 +93,16 @@ class LogReader:
 
     def read(self, sequence: int) -> Head | Tombstone | None:
         """Return what is stored under a number."""
+        for tries_left in reversed(range(_READ_TRIES)):
+            try:
+                return self._read_once(sequence)
+            except CorruptionError:
+                # It may have been damaged on the way: what is stored is read again before it is called damaged.
+                if not tries_left:
+                    raise
+        raise InternalError("unreachable")
+
+    def _read_once(self, sequence: int) -> Head | Tombstone | None:
         name = log_name(sequence)
         try:
             data = self._storage.read_whole(name, MAX_RECORD_BYTES)
@@ -114,19 +126,26 @@ class LogReader:
             return None
         return Head(found, data, False) if isinstance(found, LogRecord) else None
 
-    def confirm(self, head: Head) -> Head:
-        """Return `head` as it is in the log, if only the hint has named it so far: the hint is no authority."""
+    def confirm(self, head: Head) -> Head | None:
+        """Return `head` as it is in the log, if only the hint has named it so far: the hint is no authority.
+
+        None if the log does not have it: the hint is another repository's or another copy's, or was made up. Only
+        records that are in the log are hinted at, and a number is never freed (L1).
+        """
         if head.is_confirmed:
             return head
         found = self.read(head.sequence)
         if isinstance(found, Head) and found.record.nonce == head.record.nonce:
             return found
-        if isinstance(found, Tombstone):
-            return self._follow(found)
-        raise self._damage(
-            LATEST,
-            f"it holds record {head.sequence}, which is not in the log; without it the log's own end counts",
-        )
+        if not isinstance(found, Tombstone):
+            return None
+        target = self._follow(found)
+        return target if target.record.identity == head.record.identity else None
+
+    def resolve_unaided(self) -> Head:
+        """Return the newest record without asking the hint."""
+        self._require_log()
+        return self.resolve(self._gallop(0))
 
     def is_present(self, sequence: int) -> bool:
         return self._storage.size(log_name(sequence)) is not None
@@ -135,11 +154,14 @@ class LogReader:
         hint = self.hint()
         if hint is not None:
             return hint
+        self._require_log()
+        return self._gallop(0)
+
+    def _require_log(self) -> None:
         if not self._has_first():
             raise RepositoryNotFoundError(
                 f"there is no repository at {self._storage.url!r}. Check the location; create() makes a new one."
             )
-        return self._gallop(0)
 
     def _has_first(self) -> bool:
         if not reads_only(self._storage):
@@ -155,7 +177,9 @@ class LogReader:
     def _skip_ahead(self, head: Head) -> Head:
         hint = self.hint()
         if hint is not None and hint.sequence > head.sequence:
-            return hint
+            confirmed = self.confirm(hint)
+            if confirmed is not None:
+                return confirmed
         return self._gallop(head.sequence)
 
     def _gallop(self, low: int) -> Head:
@@ -245,17 +269,18 @@ class Newest:
         """Return it, or None at first."""
         return self._head
 
-    def advance(self, head: Head) -> Head:
-        """Take note of `head`; return the newest now."""
+    def advance(self, head: Head, *, instead_of: Head | None = None) -> Head:
+        """Take note of `head`, `instead_of` one that turned out not to be in the log; return the newest now."""
         if self._pid != os.getpid():
             # Another thread may have held it when this process was forked.
             self._lock = threading.Lock()
             self._pid = os.getpid()
         with self._lock:
             current = self._head
-            if current is None or (head.sequence, head.is_confirmed) > (
-                current.sequence,
-                current.is_confirmed,
+            if (
+                current is None
+                or current is instead_of
+                or (head.sequence, head.is_confirmed) > (current.sequence, current.is_confirmed)
             ):
                 self._head = current = head
             return current

@@ -195,7 +195,8 @@ class ObjectStorage:
         self._put(name, bytes(data), "create", "create", creates=True)
 
     def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
-        self._put(name, bytes(data), "write", "overwrite")
+        # What need not be durable is a hint: it is not waited for, lest a commit that has landed is held up.
+        self._put(name, bytes(data), "write", "overwrite", repeats=durable)
 
     def delete(self, names: Sequence[str]) -> None:
         paths = [self._path(name) for name in names]
@@ -252,6 +253,7 @@ class ObjectStorage:
         verb: str,
         mode: str,
         *,
+        repeats: bool = True,
         creates: bool = False,
         attributes: dict[str, Any] | None = None,
     ) -> None:
@@ -262,6 +264,7 @@ class ObjectStorage:
             lambda store: store.put(path, data, mode=mode, use_multipart=False, **more),
             f"{verb} {self._where(name)}",
             size=len(data),
+            repeats=repeats,
             creates=creates,
         )
 
