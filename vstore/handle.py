@@ -94,6 +94,7 @@ class Handle(msgspec.Struct, frozen=True):
         details: dict[str, Any],
     ) -> Outcome:
         """Ask the catalog for one update, given that the repository is not read-only, else `ReadOnlyError`."""
+        self.catalog.check_writable()
         with self.catalog.reading() as view:
             online, since = require_online(view), view.sequence
         transaction = Transaction(

@@ -98,6 +98,7 @@ def apply(handle: Handle, plan: Plan) -> Operation:
     If only a value moved meanwhile (status, protection, settings), a snapshot expired, or a session's registration
     changed, `plan` decides anew.
     """
+    handle.catalog.check_writable()
     for tries_left in reversed(range(_TRIES)):
         with handle.catalog.reading() as view:
             change = plan(view)
