@@ -68,11 +68,14 @@ def s3rver() -> Iterator[str]:
 
 @contextmanager
 def rclone() -> Iterator[str]:
-    """Run another S3 server that accepts conditions and ignores them; yield its URL. `BUCKET` is there."""
+    """Run another S3 server that accepts conditions and ignores them; yield its URL. `BUCKET` is there.
+
+    Its keys are "accesskey" and "secretkey"; shorter ones it refuses.
+    """
     command = find("rclone")
     with tempfile.TemporaryDirectory(prefix="vstore-rclone-") as folder:
         (Path(folder) / BUCKET).mkdir()
-        arguments = [command, "serve", "s3", "--auth-key", "id,key", folder]
+        arguments = [command, "serve", "s3", "--auth-key", "accesskey,secretkey", folder]
         with server(lambda port: ([*arguments, "--addr", f"127.0.0.1:{port}"], {})) as url:
             yield url
 

@@ -40,7 +40,7 @@ from vstore.errors import (
 from vstore.format.record import OperationKind, SnapshotEntry, relocations
 from vstore.format.refs import BlobRef
 from vstore.ids import PackId, SnapshotId, new_transaction_id
-from vstore.storage.base import Storage, require_writable
+from vstore.storage.base import Storage
 
 _SINGLE_LOOKS = 8
 """Replaced packs that a reader asks for one by one before it asks for all."""
@@ -126,7 +126,7 @@ class Handle(msgspec.Struct, frozen=True):
         details: dict[str, Any],
     ) -> Outcome:
         """Ask the catalog for one update, given that the repository is not read-only, else `ReadOnlyError`."""
-        require_writable(self.storage)
+        self.catalog.check_writable()
         with self.catalog.reading() as view:
             online, since = require_online(view), view.sequence
         transaction = Transaction(

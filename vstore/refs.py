@@ -104,7 +104,7 @@ def apply(handle: Handle, plan: Plan, *, request: Hashable = None) -> Operation:
     changed, `plan` decides anew. `request` says what is asked for: if that was in doubt, this finds out first, and
     does nothing more if it was applied and still holds.
     """
-    require_writable(handle.storage)
+    handle.catalog.check_writable()
     done = None if request is None else _settle(handle, request)
     if done is not None:
         return done
