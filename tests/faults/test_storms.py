@@ -69,7 +69,7 @@ class Writer:
 
 
 def storm(
-    site: Site, seed: int, *, commits: int = 8, share: float = 0.08, faults: tuple[NetworkFault, ...] = QUICK
+    site: Site, seed: int, *, commits: int = 5, share: float = 0.3, faults: tuple[NetworkFault, ...] = QUICK
 ) -> Counter[str]:
     site.proxy.reset()
     folder, _ = site.copy("plain")
@@ -127,7 +127,8 @@ def judge(site: Site, folder: str, writers: list[Writer]) -> None:
 def test_two_writers_in_a_storm(ministack: Site) -> None:
     outcomes = sum((storm(ministack, seed) for seed in range(2)), Counter())
     print(dict(outcomes))
-    assert outcomes["landed"] > 10
+    assert outcomes["landed"] > 3
+    assert outcomes["failed"]
 
 
 @pytest.mark.deep

@@ -194,11 +194,11 @@ def _judge(site: Site, trial: Trial, clean: Clean, lands_first: bool, collects: 
     if error is not None:
         again = trial.try_it()
         assert _name(trial, again) == "landed", f"asked again: {again!r}, after {error!r}"
-    site.proxy.release()
-    if not operation.is_repeatable and operation.refusal is None:
-        assert trial.has_landed(clean), "it is not there once"
-    else:
-        trial.has_landed(clean)
+    if site.proxy.release() or error is not None:
+        again_landed = trial.has_landed(clean)
+        assert again_landed or operation.is_repeatable or operation.refusal is not None, (
+            "it is not there once"
+        )
     trial.check_soundness()
     if collects:
         trial.collect()
