@@ -6,6 +6,7 @@ when a pack is gone: the catalog may say that compact moved its blobs.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from fnmatch import fnmatchcase
 from itertools import count
 from typing import Any
@@ -43,6 +44,31 @@ from vstore.storage.base import Storage
 
 _SINGLE_LOOKS = 8
 """Replaced packs that a reader asks for one by one before it asks for all."""
+_MAX_DOUBTS = 64
+
+
+class Doubts:
+    """Changes whose outcome was unknown, by what was asked for, so that asking again finds out first. Thread-safe.
+
+    Only the newest are kept. Copies that come through pickle start with none.
+    """
+
+    def __init__(self) -> None:
+        self._transactions: dict[Hashable, Transaction] = {}
+
+    def note(self, request: Hashable, transaction: Transaction) -> None:
+        self._transactions[request] = transaction
+        while len(self._transactions) > _MAX_DOUBTS:
+            self._transactions.pop(next(iter(self._transactions)), None)
+
+    def get(self, request: Hashable) -> Transaction | None:
+        return self._transactions.get(request)
+
+    def forget(self, request: Hashable) -> None:
+        self._transactions.pop(request, None)
+
+    def __reduce__(self) -> tuple[type[Doubts], tuple[()]]:
+        return Doubts, ()
 
 
 class Handle(msgspec.Struct, frozen=True):
@@ -54,6 +80,7 @@ class Handle(msgspec.Struct, frozen=True):
     config: RepositoryConfig
     author: str
     clock: Clock = SYSTEM_CLOCK
+    doubts: Doubts = msgspec.field(default_factory=Doubts)
 
     def blobs_for(self, snapshot: SnapshotId | None) -> BlobReader:
         """Return a reader for what `snapshot` holds, which can say whether that has expired."""
@@ -99,6 +126,7 @@ class Handle(msgspec.Struct, frozen=True):
         details: dict[str, Any],
     ) -> Outcome:
         """Ask the catalog for one update, given that the repository is not read-only, else `ReadOnlyError`."""
+        self.catalog.check_writable()
         with self.catalog.reading() as view:
             online, since = require_online(view), view.sequence
         transaction = Transaction(
