@@ -28,6 +28,7 @@ from vstore.catalog.base import (
     Update,
     ValueIs,
 )
+from vstore.catalog.handover import moved_to
 from vstore.clock import SYSTEM_CLOCK, Clock
 from vstore.config import RepositoryConfig
 from vstore.errors import MissingBlobError, ProtectedBranchError, ReadOnlyError, SnapshotExpiredError
@@ -111,10 +112,14 @@ class Handle(msgspec.Struct, frozen=True):
     def with_config(self, config: RepositoryConfig) -> Handle:
         return msgspec.structs.replace(self, config=config)
 
+    def with_catalog(self, catalog: Catalog) -> Handle:
+        return msgspec.structs.replace(self, catalog=catalog)
+
 
 def require_online(view: CatalogView) -> ValueIs:
     """Raise `ReadOnlyError` if the repository was set read-only; else return the precondition that it stays online."""
     status = view.value(STATUS)
+    require_not_moved(status)
     if status is not None:
         fields = json.loads(status)
         if fields.get("availability") == "read_only":
@@ -124,6 +129,14 @@ def require_online(view: CatalogView) -> ValueIs:
                 "repo.set_status('online') makes it writable again."
             )
     return _value_is(STATUS, status)
+
+
+def require_not_moved(status: bytes | None) -> None:
+    """Raise `ReadOnlyError` if this is the status of a catalog that hands over to another."""
+    if moved_to(status) is not None:
+        raise ReadOnlyError(
+            f"nothing can be changed in this repository as it was opened: {json.loads(status or b'')['reason']}."
+        )
 
 
 def require_unprotected(view: CatalogView, branch: str) -> ValueIs:

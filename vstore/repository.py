@@ -47,7 +47,7 @@ from vstore.errors import (
 from vstore.format.envelope import BlobKind
 from vstore.format.record import OperationKind, RefKind, SnapshotEntry
 from vstore.format.snapshot import Snapshot, encode_snapshot
-from vstore.handle import Handle, protected_patterns, require_online
+from vstore.handle import Handle, protected_patterns, require_not_moved, require_online
 from vstore.history import (
     AncestryWalk,
     find_as_of,
@@ -131,7 +131,7 @@ class Repository(Maintenance):
         Raises `RepositoryExistsError` if there is one, `UnsafeStorageError` if the storage can't make commits safe.
         """
         storage = open_storage(location, options=storage_options, create=True)
-        if find_catalog(storage) is not None:
+        if find_catalog(storage, PackSpill(storage)) is not None:
             raise RepositoryExistsError(
                 f"{storage.url} already holds a repository. Open it with Repository.open, or choose another place."
             )
@@ -202,7 +202,8 @@ class Repository(Maintenance):
     @staticmethod
     def exists(location: Location, *, storage_options: Mapping[str, Any] | None = None) -> bool:
         """Tell whether there is a repository at `location`."""
-        return find_catalog(open_storage(location, options=storage_options)) is not None
+        storage = open_storage(location, options=storage_options)
+        return find_catalog(storage, PackSpill(storage)) is not None
 
     def close(self) -> None:
         """Let go of files, maps and connections; the object opens them again if it is used afterwards."""
@@ -661,7 +662,12 @@ class Repository(Maintenance):
         if availability not in ("online", "read_only"):
             raise InvalidInputError(f"a repository's status is 'online' or 'read_only', not {availability!r}")
         encoded = encode_metadata({"availability": availability, "reason": reason})
-        refs.set_value(self._handle, OperationKind.SET_STATUS, STATUS, lambda _: encoded)
+
+        def change(old: bytes | None) -> bytes:
+            require_not_moved(old)
+            return encoded
+
+        refs.set_value(self._handle, OperationKind.SET_STATUS, STATUS, change)
 
     def set_default_commit_metadata(self, metadata: Mapping[str, Any]) -> None:
         """Set metadata that is merged under that of each commit of sessions opened from now on by this object."""

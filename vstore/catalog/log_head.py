@@ -1,8 +1,9 @@
 """Finding the newest record of a log, by its dense numbers; the hint `latest` only says where to start.
 
 `LogReader.resolve` goes on from what its caller has seen until a number is absent. A number is never freed (L1), so
-a number that is there stays there, and all below it are there too: from far behind it gallops and bisects. Above:
-`log`.
+a number that is there stays there, and all between two that readers come to are there too, but for those that a *jump*
+passes over (`log_import`): from far behind it gallops and bisects. A jump whose target is not there yet ends the log.
+Above: `log`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 from vstore.errors import CorruptionError, FormatError, ObjectNotFoundError, RepositoryNotFoundError
 from vstore.format.log_record import MAX_RECORD_BYTES, LogRecord, Tombstone, decode_log_object
-from vstore.keys.objects import LATEST, log_name
+from vstore.keys.objects import LATEST, REPO, log_name
 from vstore.storage.base import Storage
 
 KEPT_RECORDS = 1000
@@ -48,7 +49,10 @@ class LogReader:
             found = self.read(head.sequence + 1)
             if found is None:
                 return head
-            head = self._follow(found)
+            following = self._follow(found)
+            if following is None:
+                return head
+            head = following
             steps += 1
             if steps % _WALK_STEPS == 0:
                 head = self._skip_ahead(head)
@@ -81,8 +85,9 @@ class LogReader:
         found = self.read(head.sequence)
         if isinstance(found, Head) and found.record.nonce == head.record.nonce:
             return found
-        if isinstance(found, Tombstone):
-            return self._follow(found)
+        following = self._follow(found) if isinstance(found, Tombstone) else None
+        if following is not None:
+            return following
         raise self._damage(
             LATEST,
             f"it holds record {head.sequence}, which is not in the log; without it the log's own end counts",
@@ -95,20 +100,19 @@ class LogReader:
         hint = self.hint()
         if hint is not None:
             return hint
-        if not self.is_present(0):
-            raise RepositoryNotFoundError(
-                f"there is no repository at {self._storage.url!r}. Check the location; create() makes a new one."
-            )
-        return self._gallop(0)
+        head = self._gallop(0) if self.is_present(0) else None
+        if head is None:
+            raise not_found(self._storage)
+        return head
 
     def _skip_ahead(self, head: Head) -> Head:
         hint = self.hint()
         if hint is not None and hint.sequence > head.sequence:
             return hint
-        return self._gallop(head.sequence)
+        return self._gallop(head.sequence) or head
 
-    def _gallop(self, low: int) -> Head:
-        """Return a record near the end, from `low`, which is present: O(log n) requests."""
+    def _gallop(self, low: int) -> Head | None:
+        """Return a record near the end, from `low`, which is present: O(log n) requests. None for a mere jump."""
         step = 1
         while self.is_present(low + step):
             low += step
@@ -125,11 +129,14 @@ class LogReader:
             raise self._damage(log_name(low), "it was there and is gone")
         return self._follow(found)
 
-    def _follow(self, found: Head | Tombstone) -> Head:
-        """Return the record that a chain of tombstones leads to; each points forward."""
+    def _follow(self, found: Head | Tombstone) -> Head | None:
+        """Return the record that a chain of tombstones leads to; each points forward. None if a jump is not done."""
         while isinstance(found, Tombstone):
             target = self.read(found.head)
             if target is None:
+                # Behind an old tombstone other numbers follow; behind a jump nothing does.
+                if not self.is_present(found.sequence + 1):
+                    return None
                 raise self._damage(
                     log_name(found.head), f"the tombstone {found.sequence} points to it; it is missing"
                 )
@@ -147,6 +154,18 @@ class LogReader:
             f"{name!r} in {self._storage.url!r} is damaged: {finding}. Check the repository with vstore.ops.fsck, "
             "and restore the object from a backup."
         )
+
+
+def not_found(storage: Storage) -> RepositoryNotFoundError:
+    """Return the error for a place without a catalog, or with a part of one."""
+    if storage.size(REPO) is not None:
+        return RepositoryNotFoundError(
+            f"the repository at {storage.url!r} is not complete: making a copy here was begun and not finished. Call "
+            "copy_to() or backup() again, which goes on from there."
+        )
+    return RepositoryNotFoundError(
+        f"there is no repository at {storage.url!r}. Check the location; create() makes a new one."
+    )
 
 
 class Newest:
