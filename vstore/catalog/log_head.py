@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from vstore.errors import CorruptionError, FormatError, ObjectNotFoundError, RepositoryNotFoundError
 from vstore.format.log_record import MAX_RECORD_BYTES, LogRecord, Tombstone, decode_log_object
-from vstore.keys.objects import LATEST, REPO, log_name
+from vstore.keys.objects import LAST_SEQUENCE, LATEST, REPO, log_name
 from vstore.storage.base import Storage
 
 KEPT_RECORDS = 1000
@@ -113,21 +113,32 @@ class LogReader:
 
     def _gallop(self, low: int) -> Head | None:
         """Return a record near the end, from `low`, which is present: O(log n) requests. None for a mere jump."""
+        limit = LAST_SEQUENCE
+        while True:
+            newest = self._newest_present(low, limit)
+            found = self.read(newest)
+            if found is None:
+                raise self._damage(log_name(newest), "it was there and is gone")
+            head = self._follow(found)
+            if head is not None or newest == low:
+                return head
+            # A jump that is not done: what was there before it lies below.
+            limit = newest
+
+    def _newest_present(self, low: int, limit: int) -> int:
+        """Return a number from `low` on that is present, and the one after it absent or not below `limit`."""
         step = 1
-        while self.is_present(low + step):
+        while low + step < limit and self.is_present(low + step):
             low += step
             step *= 2
-        high = low + step
+        high = min(low + step, limit)
         while high - low > 1:
             middle = (low + high) // 2
             if self.is_present(middle):
                 low = middle
             else:
                 high = middle
-        found = self.read(low)
-        if found is None:
-            raise self._damage(log_name(low), "it was there and is gone")
-        return self._follow(found)
+        return low
 
     def _follow(self, found: Head | Tombstone) -> Head | None:
         """Return the record that a chain of tombstones leads to; each points forward. None if a jump is not done."""
