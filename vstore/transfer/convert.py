@@ -33,7 +33,14 @@ from vstore.catalog.base import (
     ValueIs,
 )
 from vstore.catalog.exported import Exported, fillers
-from vstore.catalog.handover import CONVERSION, CatalogKind, closing_status, conversion_of, moved_to
+from vstore.catalog.handover import (
+    CONVERSION,
+    CatalogKind,
+    closing_status,
+    conversion_of,
+    has_sqlite,
+    moved_to,
+)
 from vstore.catalog.location import find_catalog, open_catalog
 from vstore.catalog.log_head import LogReader
 from vstore.catalog.log_import import next_number
@@ -155,7 +162,11 @@ class _Conversion:
         """Raise where the new kind would be of no use; return whether the old one can be closed."""
         if self._kind == "sqlite":
             from vstore.catalog.sqlite import SqliteCatalog
+            from vstore.catalog.sqlite.importing import remove_catalog
 
+            if has_sqlite(directory_of(self._storage)):
+                # What the conversion to this log did not come to remove.
+                remove_catalog(directory_of(self._storage))
             new = SqliteCatalog(directory_of(self._storage))
             if not new.can_lock():
                 new.check_writable()
