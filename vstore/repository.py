@@ -203,7 +203,12 @@ class Repository(Maintenance):
     def exists(location: Location, *, storage_options: Mapping[str, Any] | None = None) -> bool:
         """Tell whether there is a repository at `location`."""
         storage = open_storage(location, options=storage_options)
-        return find_catalog(storage, PackSpill(storage)) is not None
+        kind = find_catalog(storage, PackSpill(storage))
+        if kind == "log":
+            from vstore.catalog.log_head import is_begun_only
+
+            return not is_begun_only(storage)
+        return kind is not None
 
     def close(self) -> None:
         """Let go of files, maps and connections; the object opens them again if it is used afterwards."""

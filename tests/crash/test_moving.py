@@ -186,6 +186,7 @@ def _look(copy: Any) -> dict[str, dict[str, bytes]] | None:
             require_sound(found)
             return contents_of(found)
     except vstore.RepositoryNotFoundError:
+        assert not vstore.Repository.exists(copy)
         return None
 
 

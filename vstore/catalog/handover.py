@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from vstore.catalog.base import STATUS
 from vstore.catalog.state import Space, decode_identity, text_key
-from vstore.errors import MissingBlobError, RepositoryNotFoundError
+from vstore.errors import CorruptionError, MissingBlobError, RepositoryNotFoundError
 from vstore.keys.objects import SQLITE_FILE
 from vstore.storage.local import LocalStorage
 
@@ -36,20 +36,23 @@ if TYPE_CHECKING:
 CatalogKind: TypeAlias = Literal["sqlite", "log"]
 
 MOVED_TO = "moved_to"
+_DONE = "done"
 CONVERSION = "convert_catalog"
 """In the details of the operation that closes a catalog: the kind that takes over."""
 _STATUS_KEY = bytes([Space.VALUE]) + text_key(STATUS)
 
 
-def closing_status(kind: CatalogKind) -> bytes:
-    """Return the status of a catalog that hands over to one of this kind."""
+def closing_status(kind: CatalogKind, *, is_done: bool = False) -> bytes:
+    """Return the status of a catalog that hands over to one of this kind, or has done so."""
     other = "sqlite" if kind == "log" else "log"
     reason = (
         f"its catalog was converted, or is being converted, to {kind!r}: open the repository again. If the conversion "
         f"was interrupted, repo.convert_catalog({kind!r}) goes on with it, repo.convert_catalog({other!r}) takes it "
         "back"
     )
-    return json.dumps({"availability": "read_only", "reason": reason, MOVED_TO: kind}).encode()
+    return json.dumps(
+        {"availability": "read_only", "reason": reason, MOVED_TO: kind, _DONE: is_done}
+    ).encode()
 
 
 def moved_to(status: bytes | None) -> CatalogKind | None:
@@ -71,11 +74,21 @@ def head_moved_to(head: Head) -> CatalogKind | None:
 
 def refuse_moved(storage: Storage, head: Head) -> None:
     """Raise if the log whose newest record is `head` is the repository's catalog no longer."""
-    kind = head_moved_to(head)
-    if kind is not None and isinstance(storage, LocalStorage) and has_sqlite(storage.root):
+    status = head.record.entries.get(_STATUS_KEY)
+    kind = moved_to(status)
+    if kind is None or not isinstance(storage, LocalStorage):
+        return
+    if has_sqlite(storage.root):
         raise RepositoryNotFoundError(
             f"{storage.url!r} has another catalog now: it was converted to {kind!r} since this object was opened. "
             "Nothing was changed; open the repository again."
+        )
+    if json.loads(status or b"{}").get(_DONE):
+        # Going on with the log would forget all that was done since.
+        raise CorruptionError(
+            f"{SQLITE_FILE!r} is missing in {storage.url!r}: the catalog was converted to it, and 'log/' is as it was "
+            "before that. Restore the file from a backup; or move 'log/', 'latest' and 'repo' elsewhere and make a new "
+            "catalog of the packs by vstore.rebuild_catalog."
         )
 
 

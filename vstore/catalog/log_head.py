@@ -167,6 +167,20 @@ class LogReader:
         )
 
 
+def is_begun_only(storage: Storage) -> bool:
+    """Tell whether a log with a number 0 is none yet: a mere jump, whose record is still to be made."""
+    reader = LogReader(storage)
+    try:
+        if isinstance(reader.read(0), Tombstone):
+            reader.resolve(None)
+    except RepositoryNotFoundError:
+        return True
+    except FormatError:
+        # Damage is for who opens it.
+        return False
+    return False
+
+
 def not_found(storage: Storage) -> RepositoryNotFoundError:
     """Return the error for a place without a catalog, or with a part of one."""
     if storage.size(REPO) is not None:

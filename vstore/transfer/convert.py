@@ -42,6 +42,7 @@ from vstore.catalog.handover import (
     moved_to,
 )
 from vstore.catalog.location import find_catalog, open_catalog
+from vstore.catalog.log import LogCatalog
 from vstore.catalog.log_head import LogReader
 from vstore.catalog.log_import import next_number
 from vstore.errors import (
@@ -293,12 +294,24 @@ class _Conversion:
     def _clean_up(self) -> None:
         if not isinstance(self._storage, LocalStorage):
             return
+        if self._kind == "sqlite":
+            self._end_log(self._storage)
         from vstore.catalog.sqlite.importing import remove_catalog, remove_temporary
 
         remove_temporary(self._storage.root)
         if self._kind == "log":
             self._catalog.close()
             remove_catalog(self._storage.root)
+
+    def _end_log(self, storage: LocalStorage) -> None:
+        """Note in a log that was left that SQLite took over: without that file it is not to be gone on with."""
+        log = LogCatalog(storage, PackSpill(storage), clock=self._handle.clock)
+        status = closing_status("sqlite")
+        updates = (SetValue(STATUS, closing_status("sqlite", is_done=True)),)
+        # No more than a safeguard; gc may have deleted pages that only the log needed.
+        with contextlib.suppress(VStoreError):
+            since = LogReader(storage).resolve(None).sequence
+            log.update(self._transaction((ValueIs(STATUS, status),), updates, {}, since))
 
     # --- updates -----------------------------------------------------------------------------------------------
 
@@ -322,12 +335,16 @@ class _Conversion:
         raise ConflictError("the repository's status was changed by somebody else all the time. Try again.")
 
     def _transaction(
-        self, conditions: tuple[ValueIs, ...], updates: tuple[SetValue, ...], details: dict[str, Any]
+        self,
+        conditions: tuple[ValueIs, ...],
+        updates: tuple[SetValue, ...],
+        details: dict[str, Any],
+        since: int | None = None,
     ) -> Transaction:
         kind = OperationKind.SET_STATUS if updates else OperationKind.NO_OPERATION
         return Transaction(
             new_transaction_id(),
-            self._sequence(),
+            self._sequence() if since is None else since,
             kind,
             self._handle.clock.now_us(),
             self._handle.author,

@@ -28,7 +28,8 @@ from vstore.format.pack import HEADER_SIZE, TRAILER_SIZE, decode_footer, decode_
 from vstore.format.refs import BlobRef, check_table_size
 from vstore.ids import Digest, PackId
 from vstore.keys.objects import pack_name
-from vstore.ops.scrub import blob_problem
+from vstore.ops.pack_index import footer_columns
+from vstore.ops.scrub import blob_problem, iter_stored
 from vstore.storage.base import PackSink, Storage
 from vstore.transfer.plan import MovedOnError
 
@@ -97,7 +98,7 @@ class PackCopier:
         try:
             _, footer = BlobReader(self._target).read_footer(pack)
             if self._verify:
-                _check_blobs(pack, footer, lambda at, length: self._target.read(pack_name(pack), at, length))
+                _check_blobs(iter_stored(self._target, pack, footer_columns(footer)))
         except (FormatError, ObjectNotFoundError):
             return False
         return True
@@ -156,18 +157,24 @@ class PackCopier:
             raise CorruptionError(f"its trailer says that it is pack {trailer.pack.hex()}.")
         footer = decode_footer(sink.read(trailer.footer_offset, trailer.footer_size), trailer)
         if self._verify:
-            _check_blobs(sink.pack, footer, sink.read)
+            _check_blobs(_iter_written(sink, footer))
 
 
-def _check_blobs(pack: PackId, footer: Footer, read: Callable[[int, int], memoryview]) -> None:
-    """Raise `CorruptionError` if a blob does not match its digest, or its checksums don't."""
+def _iter_written(sink: PackSink, footer: Footer) -> Iterator[tuple[BlobRef, memoryview | None]]:
+    """Yield the blobs of a pack that is being written, with what follows them."""
     for row in range(len(footer)):
         length = int(footer.lengths[row])
-        ref = BlobRef(Digest(footer.digests[row].tobytes()), pack, int(footer.offsets[row]), length)
-        problem = blob_problem(read(ref.offset, length + check_table_size(length)), ref)
+        ref = BlobRef(Digest(footer.digests[row].tobytes()), sink.pack, int(footer.offsets[row]), length)
+        yield ref, sink.read(ref.offset, length + check_table_size(length))
+
+
+def _check_blobs(stored: Iterable[tuple[BlobRef, memoryview | None]]) -> None:
+    """Raise `CorruptionError` if a blob does not match its digest, or its checksums don't."""
+    for ref, data in stored:
+        problem = blob_problem(data, ref)
         if problem is not None:
             raise CorruptionError(
-                f"blob {ref.digest.hex()} at {ref.offset} (length {length}): {problem.name.lower()}."
+                f"blob {ref.digest.hex()} at {ref.offset} (length {ref.length}): {problem.name.lower()}."
             )
 
 

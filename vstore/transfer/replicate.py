@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from vstore.blobs.spill import PackSpill
@@ -31,9 +32,7 @@ from vstore.errors import (
     ConflictError,
     InvalidInputError,
     MissingBlobError,
-    ObjectNotFoundError,
     StorageError,
-    UnsafeStorageError,
 )
 from vstore.handle import Handle
 from vstore.ids import PackId
@@ -48,6 +47,7 @@ from vstore.transfer.plan import MovedOnError, Needs
 from vstore.transfer.target import claim, look_at, relate, require_elsewhere
 
 _ROUNDS = 10
+_QUESTIONS_AT_ONCE = 16
 
 
 @dataclass(slots=True)
@@ -274,16 +274,17 @@ class _Replication:
     def _look_at_sizes(self, packs: Collection[PackId]) -> None:
         if all(pack in self._sizes for pack in packs):
             return
-        self._sizes |= self._list(self._handle.storage)
-        for pack in packs:
-            if pack in self._sizes:
-                continue
-            # A listing may be stale, and read-only servers have none.
-            size = self._handle.storage.size(pack_name(pack))
-            if size is None:
-                self._raise_missing(pack)
-            else:
-                self._sizes[pack] = size
+        # A read-only web server lists nothing, and a listing may be stale: what it lacks is asked for by name.
+        with contextlib.suppress(StorageError):
+            self._sizes |= self._list(self._handle.storage)
+        unlisted = [pack for pack in packs if pack not in self._sizes]
+        with ThreadPoolExecutor(_QUESTIONS_AT_ONCE) as pool:
+            sizes = pool.map(lambda pack: self._handle.storage.size(pack_name(pack)), unlisted)
+            for pack, size in zip(unlisted, sizes, strict=True):
+                if size is None:
+                    self._raise_missing(pack)
+                else:
+                    self._sizes[pack] = size
 
     def _raise_missing(self, pack: PackId) -> None:
         """Raise what it means that a needed pack is gone."""
@@ -297,14 +298,8 @@ class _Replication:
         raise MovedOnError(f"{pack_name(pack)} was deleted before it was copied")
 
     def _list(self, storage: Storage) -> dict[PackId, int]:
-        found: dict[PackId, int] = {}
-        # A read-only HTTP server lists nothing.
-        with contextlib.suppress(UnsafeStorageError, ObjectNotFoundError):
-            for info in storage.list(PACK_PREFIX):
-                pack = parse_pack_name(info.name)
-                if pack is not None:
-                    found[pack] = info.size
-        return found
+        found = ((parse_pack_name(info.name), info.size) for info in storage.list(PACK_PREFIX))
+        return {pack: size for pack, size in found if pack is not None}
 
     def _remove_staged(self, packs: set[PackId]) -> None:
         """Remove what a crash has left of packs that were being copied: gc would take it for needed."""

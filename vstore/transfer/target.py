@@ -190,7 +190,10 @@ def _require_empty(storage: Storage) -> None:
 def require_elsewhere(source: Storage, target: Storage) -> None:
     """Raise `InvalidInputError` if both are the same place."""
     if isinstance(source, LocalStorage) and isinstance(target, LocalStorage):
-        is_same = os.path.realpath(source.root) == os.path.realpath(target.root)
+        roots = os.path.realpath(source.root), os.path.realpath(target.root)
+        if os.path.commonpath(roots) == roots[0] != roots[1]:
+            raise InvalidInputError(f"{target.url} is inside the repository: copy it to another place.")
+        is_same = roots[0] == roots[1]
     else:
         # Elsewhere two names of one place can't be told; there the copy is found up to date, and nothing is done.
         is_same = source is target

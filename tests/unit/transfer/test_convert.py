@@ -201,6 +201,21 @@ def test_numbers_that_an_old_handle_took_in_a_closed_log_are_passed_over(folder:
         require_sound(repository)
 
 
+def test_a_log_that_was_left_does_not_take_the_place_of_a_lost_file(folder: Path) -> None:
+    place = Place.new("log", folder)
+    with place.create() as repository:
+        commit(repository, {"v": b"1"})
+        repository.convert_catalog("sqlite")
+        commit(repository, {"v": b"2"})
+    for name in os.listdir(place.location):
+        if name.startswith(SQLITE_FILE):
+            os.unlink(place.location / name)
+    with pytest.raises(vstore.CorruptionError, match="rebuild_catalog"):
+        place.open()
+    with pytest.raises(vstore.AlreadyExistsError):
+        place.create()
+
+
 def test_one_conversion_at_a_time(folder: Path) -> None:
     with (
         Place.new("sqlite", folder).create() as repository,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -196,8 +197,12 @@ def test_other_places_are_left_alone(folder: Path) -> None:
         sink.seal(1)
         with pytest.raises(vstore.AlreadyExistsError, match="packs/"):
             repository.copy_to(packs_only)
-        for location in (folder / "repository", f"file://{folder}/repository"):
-            with pytest.raises(vstore.InvalidInputError, match="itself"):
+        for location in (
+            folder / "repository",
+            f"file://{folder}/repository",
+            folder / "repository" / "copy",
+        ):
+            with pytest.raises(vstore.InvalidInputError, match="another place"):
                 repository.copy_to(location)
         with pytest.raises(vstore.InvalidInputError, match="copy_to"):
             repository.backup("memory://house")
@@ -432,6 +437,60 @@ def test_writers_expiry_compact_and_gc_at_the_source(kind: str, there: str, fold
             }
         repository.copy_to(other.location)
         with other.open() as copy:
+            assert contents_of(copy) == contents_of(repository)
+
+
+def test_threads_that_write_expire_compact_and_collect(folder: Path) -> None:
+    """Backups, one after another, while others are at work: each is whole."""
+    place = Place.new("sqlite", folder)
+    stop = threading.Event()
+    errors: list[BaseException] = []
+
+    def at_work(act: Callable[[vstore.Repository], object]) -> None:
+        with place.open() as repository:
+            while not stop.is_set():
+                try:
+                    act(repository)
+                except (vstore.ConflictError, vstore.NotFoundError, vstore.FormatError, vstore.StorageError):
+                    # What others do to a writer is tested elsewhere.
+                    continue
+                except Exception as error:  # noqa: BLE001
+                    errors.append(error)
+                    return
+
+    def clear_up(repository: vstore.Repository) -> None:
+        held = repository.lookup_branch("main")
+        old = [info.id for info in repository.ancestry(branch="main") if info.id != held][3:]
+        drop(repository, *old)
+        repository.compact()
+        repository.garbage_collect(FUTURE)
+
+    with place.create() as repository:
+        commit(repository, {f"kept {number}": os.urandom(2000) for number in range(20)})
+        threads = [
+            threading.Thread(target=at_work, args=(act,))
+            for act in (
+                lambda busy: commit(busy, {"v": os.urandom(2000)}),
+                lambda busy: commit(busy, {"w": os.urandom(2000)}),
+                clear_up,
+            )
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(4):
+                report = repository.backup(folder / "backup")
+                with vstore.Repository.open(folder / "backup") as copy:
+                    require_sound(copy)
+                    contents_of(copy)
+                    assert next(copy.ops_log()).sequence >= report.sequence
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        assert not errors
+        repository.backup(folder / "backup")
+        with vstore.Repository.open(folder / "backup") as copy:
             assert contents_of(copy) == contents_of(repository)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,6 +43,20 @@ def test_from_a_disk_to_a_server_to_another_place_on_it_and_back(store: Callable
             require_sound(back)
             assert contents_of(back) == contents_of(repository)
             assert {**state_of(back), "epoch": 0} == {**state_of(repository), "epoch": 0}
+
+
+def test_from_a_web_server(tmp_path: Path) -> None:
+    """What can only be read, and not be listed, is copied all the same."""
+    with furnish(Place.new("log", tmp_path), 4) as repository, servers.nginx(tmp_path) as url:
+        with vstore.Repository.open(f"{url}/repository") as served:
+            report = served.copy_to(tmp_path / "copy")
+            assert report.copied_packs == report.packs
+            assert served.copy_to(tmp_path / "copy").is_current
+            with pytest.raises(vstore.VStoreError):
+                repository.copy_to(f"{url}/nothing")
+        with vstore.Repository.open(tmp_path / "copy") as copy:
+            require_sound(copy)
+            assert contents_of(copy) == contents_of(repository)
 
 
 @pytest.mark.deep
