@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 from vstore.catalog import handover
 from vstore.catalog.base import Catalog, Identity, Transaction
 from vstore.catalog.handover import CatalogKind
-from vstore.errors import CorruptionError, InvalidInputError, RepositoryExistsError
+from vstore.clock import SYSTEM_CLOCK, Clock
+from vstore.errors import (
+    AccessDeniedError,
+    CorruptionError,
+    InvalidInputError,
+    RepositoryExistsError,
+    UnsafeStorageError,
+)
 from vstore.keys.objects import SQLITE_FILE, log_name
 from vstore.storage.base import Storage
 from vstore.storage.local import LocalStorage
@@ -44,7 +51,7 @@ def _log_counts(storage: LocalStorage, spill: SpillStore | None) -> bool:
     return counts
 
 
-def open_catalog(storage: Storage, spill: SpillStore) -> Catalog:
+def open_catalog(storage: Storage, spill: SpillStore, *, clock: Clock = SYSTEM_CLOCK) -> Catalog:
     """Open the catalog in `storage`; nothing is written.
 
     One on a file system where it can't be written safely is opened all the same: `check_writable` says so.
@@ -59,7 +66,11 @@ def open_catalog(storage: Storage, spill: SpillStore) -> Catalog:
     if directory is None or kind == "log":
         from vstore.catalog.log import LogCatalog
 
-        return LogCatalog.open(storage, spill)
+        try:
+            return LogCatalog.open(storage, spill, clock=clock)
+        except (RepositoryNotFoundError, AccessDeniedError):
+            _refuse_sqlite(storage)
+            raise
     from vstore.catalog.sqlite import SqliteCatalog
 
     return SqliteCatalog.open(directory)
@@ -72,6 +83,7 @@ def create_catalog(
     spill: SpillStore,
     *,
     kind: str | None = None,
+    clock: Clock = SYSTEM_CLOCK,
 ) -> Catalog:
     """Make a catalog of this kind ("sqlite", "log"; None: what suits the storage); `first` is its operation 0."""
     if kind not in (None, "sqlite", "log"):
@@ -86,7 +98,7 @@ def create_catalog(
     if kind == "log":
         from vstore.catalog.log import LogCatalog
 
-        return LogCatalog.create(storage, identity, first, spill)
+        return LogCatalog.create(storage, identity, first, spill, clock=clock)
     if directory is None:
         raise InvalidInputError(
             f"{storage.url!r} is no directory, so it can't hold an SQLite catalog: choose 'log'."
@@ -100,6 +112,17 @@ def default_kind(storage: Storage) -> CatalogKind:
     """Return the kind of catalog that suits a storage."""
     directory = _directory_of(storage)
     return "sqlite" if directory is not None and is_local_filesystem(directory) else "log"
+
+
+def _refuse_sqlite(storage: Storage) -> None:
+    """Raise `UnsafeStorageError` if what is served, or was copied to an object store, is the other kind."""
+    ask = getattr(storage, "has_sqlite_catalog", None)
+    if ask is not None and ask():
+        raise UnsafeStorageError(
+            f"the repository at {storage.url!r} has an SQLite catalog, which can be used only in a directory of its "
+            'own machine. Where that directory is, repo.convert_catalog("log") makes a catalog that can be read from '
+            "here; then open this again."
+        )
 
 
 def _directory_of(storage: Storage) -> str | None:
