@@ -166,10 +166,9 @@ def require_online(view: CatalogView) -> ValueIs:
 
 def require_not_moved(status: bytes | None) -> None:
     """Raise `ReadOnlyError` if this is the status of a catalog that hands over to another."""
-    if moved_to(status) is not None:
-        raise ReadOnlyError(
-            f"nothing can be changed in this repository as it was opened: {json.loads(status or b'')['reason']}."
-        )
+    if status is not None and moved_to(status) is not None:
+        reason = load_object(status, "the repository's status").get("reason")
+        raise ReadOnlyError(f"nothing can be changed in this repository as it was opened: {reason}.")
 
 
 def require_unprotected(view: CatalogView, branch: str) -> ValueIs:

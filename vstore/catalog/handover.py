@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from vstore.catalog.base import STATUS
 from vstore.catalog.state import Space, decode_identity, text_key
-from vstore.errors import CorruptionError, MissingBlobError, RepositoryNotFoundError
+from vstore.config import load_object
+from vstore.errors import CorruptionError, FormatError, MissingBlobError, RepositoryNotFoundError
 from vstore.keys.objects import SQLITE_FILE
 from vstore.storage.local import LocalStorage
 
@@ -57,9 +58,16 @@ def closing_status(kind: CatalogKind, *, is_done: bool = False) -> bytes:
 
 def moved_to(status: bytes | None) -> CatalogKind | None:
     """Return the kind of catalog that one with this status hands over to, or None."""
-    fields: Any = {} if status is None else json.loads(status)
-    kind = fields.get(MOVED_TO)
+    kind = _fields(status).get(MOVED_TO)
     return kind if kind in ("sqlite", "log") else None
+
+
+def _fields(status: bytes | None) -> dict[str, Any]:
+    try:
+        return {} if status is None else load_object(status, "the repository's status")
+    except FormatError:
+        # Damage is for who asks for the status.
+        return {}
 
 
 def conversion_of(operation: Operation) -> str | None:
@@ -83,7 +91,7 @@ def refuse_moved(storage: Storage, head: Head) -> None:
             f"{storage.url!r} has another catalog now: it was converted to {kind!r} since this object was opened. "
             "Nothing was changed; open the repository again."
         )
-    if json.loads(status or b"{}").get(_DONE):
+    if _fields(status).get(_DONE):
         # Going on with the log would forget all that was done since.
         raise CorruptionError(
             f"{SQLITE_FILE!r} is missing in {storage.url!r}: the catalog was converted to it, and 'log/' is as it was "

@@ -17,6 +17,7 @@ from vstore.errors import (
     CorruptionError,
     InvalidInputError,
     RepositoryExistsError,
+    RepositoryNotFoundError,
     UnsafeStorageError,
 )
 from vstore.keys.objects import SQLITE_FILE, log_name
