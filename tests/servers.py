@@ -68,11 +68,14 @@ def s3rver() -> Iterator[str]:
 
 @contextmanager
 def rclone() -> Iterator[str]:
-    """Run another S3 server that accepts conditions and ignores them; yield its URL. `BUCKET` is there."""
+    """Run another S3 server that accepts conditions and ignores them; yield its URL. `BUCKET` is there.
+
+    Its keys are "accesskey" and "secretkey"; shorter ones it refuses.
+    """
     command = find("rclone")
     with tempfile.TemporaryDirectory(prefix="vstore-rclone-") as folder:
         (Path(folder) / BUCKET).mkdir()
-        arguments = [command, "serve", "s3", "--auth-key", "id,key", folder]
+        arguments = [command, "serve", "s3", "--auth-key", "accesskey,secretkey", folder]
         with server(lambda port: ([*arguments, "--addr", f"127.0.0.1:{port}"], {})) as url:
             yield url
 
@@ -118,6 +121,17 @@ def azure_store(url: str, prefix: str | None = None, **settings: Any) -> AzureSt
     settings = {"account_name": AZURE_ACCOUNT, "account_key": AZURE_KEY} | settings
     client_options = {"allow_http": True} | settings.pop("client_options", {})
     return AzureStore(CONTAINER, prefix=prefix, endpoint=url, client_options=client_options, **settings)
+
+
+def set_s3_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let stores that come by a pickle, here and in processes started later, find the credentials of `s3_store`."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "key")
+
+
+def set_azure_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do the same for `azure_store`."""
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", AZURE_KEY)
 
 
 def find(command: str) -> str:

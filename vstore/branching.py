@@ -6,13 +6,13 @@ Below: `merge`, `history`, `session`; above: `repository`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from vstore.catalog.base import CatalogView, RefIs, Retained, SetRef
 from vstore.comparison import snapshot_tree
+from vstore.config import load_object
 from vstore.errors import (
     ConflictError,
     InvalidInputError,
@@ -332,5 +332,5 @@ def _parent_of(view: CatalogView, entry: SnapshotEntry, number: int | None, done
 def _text_of(handle: Handle, entry: SnapshotEntry) -> tuple[str, dict[str, Any]]:
     if entry.info is None:
         snapshot = handle.blobs_for(entry.id).snapshot(entry.ref)
-        return snapshot.message, json.loads(snapshot.metadata)
-    return entry.info[0], json.loads(entry.info[1])
+        return snapshot.message, load_object(snapshot.metadata, "a snapshot's metadata")
+    return entry.info[0], load_object(entry.info[1], "a snapshot's metadata")

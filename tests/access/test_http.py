@@ -371,7 +371,7 @@ def test_damage_is_still_damage(own_site: Site) -> None:
 
 def test_a_server_without_ranges_is_named(site: Site) -> None:
     site.has_ranges = False
-    with pytest.raises(vstore.StorageError, match="honours the header Range"):
+    with pytest.raises(vstore.StorageError, match="header Range is honoured"):
         read(vstore.open(site.place))
 
 

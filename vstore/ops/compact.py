@@ -42,7 +42,6 @@ from vstore.keys.objects import PACK_PREFIX, pack_name, parse_pack_name
 from vstore.ops import rewrite
 from vstore.ops.live import LiveBlobs, LiveRows, join_rows
 from vstore.ops.marks import Marks, Progress, Roots, final_packs, silent, take_roots
-from vstore.storage.base import require_writable
 
 MIN_LIVE_SHARE = 0.5
 """A pack of which less is live is rewritten, however large it is."""
@@ -104,7 +103,7 @@ def compact(
     for the packs concerned then.
     """
     if not dry_run:
-        require_writable(handle.storage)
+        handle.catalog.check_writable()
     report = _Compactor(handle, dry_run, progress).run()
     if rewrite_heads and not dry_run:
         # Afterwards: they name the packs where blobs are now.

@@ -139,6 +139,8 @@ def collect(
         require_writable(handle.storage)
     if cutoff_us is None:
         cutoff_us = handle.clock.now_us() - DEFAULT_GRACE_US
+    if not dry_run:
+        handle.catalog.check_writable()
     return _Collector(handle, cutoff_us, dry_run, progress).run()
 
 
