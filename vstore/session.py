@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from vstore import leases
+from vstore import leases, refs
 from vstore.blobs.reader import BlobReader
-from vstore.catalog.base import Applied, CloseSession, OpenSession, Precondition, Transaction
+from vstore.catalog.base import CloseSession, OpenSession, Precondition
 from vstore.config import encode_metadata
 from vstore.errors import (
+    CommitOutcomeUnknownError,
     ConflictError,
     InvalidInputError,
     NodeNotFoundError,
@@ -29,12 +30,13 @@ from vstore.errors import (
 )
 from vstore.format.page import Child, Totals
 from vstore.format.record import HistoryEntry, OperationKind, SessionEntry, SnapshotEntry
-from vstore.handle import Handle, require_online, require_unprotected
+from vstore.handle import Handle, require_unprotected
 from vstore.history import require_branch, require_entry, require_known, resolve
-from vstore.ids import SessionId, new_session_id, new_transaction_id
+from vstore.ids import SessionId, new_session_id
 from vstore.keys.zarr import normalize_prefix
 from vstore.locks import ForkSafeLock
 from vstore.rebase import Changes, Origin, Rebase, rebase_changes, unique_sources
+from vstore.storage.base import require_writable
 from vstore.twins import async_twin
 from vstore.worktree import Worktree
 
@@ -66,6 +68,8 @@ class Session:
         epoch: int = 0,
     ) -> None:
         """`epoch` is the catalog's when `entry` was looked up; an earlier one only makes a commit look twice."""
+        if branch is not None:
+            require_writable(handle.storage)
         self._handle = handle
         self._entry = entry
         self._epoch = epoch
@@ -74,7 +78,9 @@ class Session:
         self._default_metadata = dict(default_metadata or {})
         self._lock = ForkSafeLock()
         self._is_registered = False
+        self._may_be_registered = False
         self._lease: SessionEntry | None = None
+        self._lease_id: SessionId | None = None
         self._is_copy = False
         self._is_read_only = branch is None
         self._in_doubt: Prepared | None = None
@@ -495,7 +501,7 @@ class Session:
         old = self._tree
         self._entry = entry
         self._is_read_only = True
-        self._is_registered = False
+        self._is_registered = self._may_be_registered = False
         self._tree = self._clean_tree(self._handle.blobs_for(entry.id), root)
         old.writer.close()
 
@@ -530,15 +536,23 @@ class Session:
                     "a lease is for reading: the snapshot that a writable session is based on is kept as long as its "
                     "branch holds it. Open a read-only session for a lease."
                 )
-            self._lease = leases.take(self._handle, self._entry.id, duration, self._lease)
+            lease_id = self._lease_id or new_session_id()
+            is_held = self._lease is not None
+            try:
+                self._lease = leases.take(self._handle, self._entry.id, duration, lease_id, is_held=is_held)
+            except (CommitOutcomeUnknownError, KeyboardInterrupt):
+                # It may be there: to be renewed, or ended.
+                self._lease_id = lease_id
+                raise
+            self._lease_id = lease_id
             return leases.session_info(self._lease)
 
     def _end_lease(self) -> None:
-        lease, self._lease = self._lease, None
+        lease, self._lease, self._lease_id = self._lease_id, None, None
         if lease is not None:
             with contextlib.suppress(StorageError, ReadOnlyError):
                 # If it can't be said now, its time will be over.
-                leases.end(self._handle, lease.session)
+                leases.end(self._handle, lease)
 
     def close(self) -> None:
         """Let go of what the session holds; uncommitted changes are lost, a lease is ended. May be called again."""
@@ -580,24 +594,20 @@ class Session:
         now = self._handle.clock.now_us()
         with self._handle.catalog.reading() as view:
             entry = SessionEntry(self._id, view.epoch, now, now + SESSION_REGISTRATION_US)
-        self._update_registration(OperationKind.OPEN_SESSION, OpenSession(entry))
+        # Before the request: what lands late, or is interrupted, is ended by `close` too.
+        self._may_be_registered = True
+        self._change_registration(OperationKind.OPEN_SESSION, OpenSession(entry))
         self._is_registered = True
 
     def _unregister(self) -> None:
         """Tell the catalog that this session's packs need no protection any more."""
-        if self._is_registered:
-            self._update_registration(OperationKind.CLOSE_SESSION, CloseSession(self._id))
-            self._is_registered = False
+        if self._may_be_registered:
+            self._change_registration(OperationKind.CLOSE_SESSION, CloseSession(self._id))
+            self._is_registered = self._may_be_registered = False
 
-    def _update_registration(self, kind: OperationKind, update: OpenSession | CloseSession) -> None:
-        handle = self._handle
-        with handle.catalog.reading() as view:
-            condition, since = require_online(view), view.sequence
-        transaction = Transaction(
-            new_transaction_id(), since, kind, handle.clock.now_us(), handle.author, (condition,), (update,)
-        )
-        if not isinstance(handle.catalog.update(transaction), Applied):
-            raise StorageError("the repository's status changed meanwhile; try again")
+    def _change_registration(self, kind: OperationKind, update: OpenSession | CloseSession) -> None:
+        change = refs.Change(kind, (), (update,))
+        refs.apply(self._handle, lambda view: change, request=(kind, self._id))
 
     # --- for stores ------------------------------------------------------------------------------------------
 

@@ -10,7 +10,15 @@ import os
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from vstore.catalog.base import Catalog, Identity, Transaction
-from vstore.errors import CorruptionError, InvalidInputError, RepositoryExistsError, RepositoryNotFoundError
+from vstore.clock import SYSTEM_CLOCK, Clock
+from vstore.errors import (
+    AccessDeniedError,
+    CorruptionError,
+    InvalidInputError,
+    RepositoryExistsError,
+    RepositoryNotFoundError,
+    UnsafeStorageError,
+)
 from vstore.keys.objects import SQLITE_FILE, log_name
 from vstore.storage.base import Storage
 from vstore.storage.local import LocalStorage
@@ -36,7 +44,7 @@ def find_catalog(storage: Storage) -> CatalogKind | None:
     return "sqlite" if has_sqlite else "log" if has_log else None
 
 
-def open_catalog(storage: Storage, spill: SpillStore) -> Catalog:
+def open_catalog(storage: Storage, spill: SpillStore, *, clock: Clock = SYSTEM_CLOCK) -> Catalog:
     """Open the catalog in `storage`; nothing is written.
 
     One on a file system where it can't be written safely is opened all the same: `check_writable` says so.
@@ -51,7 +59,11 @@ def open_catalog(storage: Storage, spill: SpillStore) -> Catalog:
     if directory is None or kind == "log":
         from vstore.catalog.log import LogCatalog
 
-        return LogCatalog.open(storage, spill)
+        try:
+            return LogCatalog.open(storage, spill, clock=clock)
+        except (RepositoryNotFoundError, AccessDeniedError):
+            _refuse_sqlite(storage)
+            raise
     from vstore.catalog.sqlite import SqliteCatalog
 
     return SqliteCatalog.open(directory)
@@ -64,6 +76,7 @@ def create_catalog(
     spill: SpillStore,
     *,
     kind: str | None = None,
+    clock: Clock = SYSTEM_CLOCK,
 ) -> Catalog:
     """Make a catalog of this kind ("sqlite", "log"; None: what suits the storage); `first` is its operation 0."""
     if kind not in (None, "sqlite", "log"):
@@ -78,7 +91,7 @@ def create_catalog(
     if kind == "log":
         from vstore.catalog.log import LogCatalog
 
-        return LogCatalog.create(storage, identity, first, spill)
+        return LogCatalog.create(storage, identity, first, spill, clock=clock)
     if directory is None:
         raise InvalidInputError(
             f"{storage.url!r} is no directory, so it can't hold an SQLite catalog: choose 'log'."
@@ -86,6 +99,17 @@ def create_catalog(
     from vstore.catalog.sqlite import SqliteCatalog
 
     return SqliteCatalog.create(directory, identity, first)
+
+
+def _refuse_sqlite(storage: Storage) -> None:
+    """Raise `UnsafeStorageError` if what is served, or was copied to an object store, is the other kind."""
+    ask = getattr(storage, "has_sqlite_catalog", None)
+    if ask is not None and ask():
+        raise UnsafeStorageError(
+            f"the repository at {storage.url!r} has an SQLite catalog, which can be used only in a directory of its "
+            'own machine. Where that directory is, repo.convert_catalog("log") makes a catalog that can be read from '
+            "here; then open this again."
+        )
 
 
 def _directory_of(storage: Storage) -> str | None:
