@@ -59,6 +59,13 @@ def test_a_repository_is_not_made_where_conditions_do_not_hold(
     assert server.objects == {}
 
 
+def test_a_store_that_forgets_what_it_acknowledged_is_refused(server: XmlServer) -> None:
+    server.script("GET", *[Answer(404)] * 99)
+    with pytest.raises(UnsafeStorageError, match="the first winner's bytes were not kept"):
+        Repository.create(server.store("a"))
+    assert server.objects == {}
+
+
 @pytest.mark.parametrize("conditions", ["ignored", "refused"])
 def test_a_repository_is_not_written_to_where_conditions_do_not_hold(
     server: XmlServer, conditions: str
