@@ -31,7 +31,13 @@ from vstore.catalog.base import (
 )
 from vstore.clock import SYSTEM_CLOCK, Clock
 from vstore.config import RepositoryConfig
-from vstore.errors import MissingBlobError, ProtectedBranchError, ReadOnlyError, SnapshotExpiredError
+from vstore.errors import (
+    MissingBlobError,
+    ProtectedBranchError,
+    ReadOnlyError,
+    SnapshotExpiredError,
+    StorageError,
+)
 from vstore.format.record import OperationKind, SnapshotEntry, relocations
 from vstore.format.refs import BlobRef
 from vstore.ids import PackId, SnapshotId, new_transaction_id
@@ -64,6 +70,10 @@ class Doubts:
 
     def __reduce__(self) -> tuple[type[Doubts], tuple[()]]:
         return Doubts, ()
+
+
+class MisledError(StorageError):
+    """The state of the catalog that was looked at was never this repository's: look again."""
 
 
 class Handle(msgspec.Struct, frozen=True):
@@ -101,6 +111,11 @@ class Handle(msgspec.Struct, frozen=True):
         moved = relocations(states)
         if ref.pack in moved:
             return moved
+        if not self.catalog.confirm():
+            raise MisledError(
+                f"{what} was looked for by a hint in {self.storage.url} that is not of this repository, and is not "
+                "believed any more. Look again."
+            )
         raise MissingBlobError(
             f"{what} is missing: pack {ref.pack.hex()} in {self.storage.url} should hold blob {ref.digest.hex()} "
             f"({ref.length} bytes at {ref.offset}), but there is no such pack. "
