@@ -636,7 +636,9 @@ class Repository(Maintenance):
     def save_config(self) -> None:
         """Persist this object's settings for everybody who opens the repository from now on."""
         encoded = self._handle.config.to_json
-        refs.set_value(self._handle, OperationKind.SET_CONFIG, CONFIG, encoded, request=(CONFIG, encoded(None)))
+        refs.set_value(
+            self._handle, OperationKind.SET_CONFIG, CONFIG, encoded, request=(CONFIG, encoded(None))
+        )
 
     @property
     def metadata(self) -> dict[str, Any]:
