@@ -495,12 +495,13 @@ class Session:
 
     def _become_read_only(self, entry: SnapshotEntry, root: Child | None) -> None:
         """Show a snapshot from now on. Nothing here may fail: the commit has landed."""
-        old = self._tree
+        old, was_closed = self._tree, self._is_read_only
         self._entry = entry
         self._is_read_only = True
         self._is_registered = self._may_be_registered = False
         self._tree = self._clean_tree(self._handle.blobs_for(entry.id), root)
-        old.writer.close()
+        if not was_closed:
+            old.writer.close()
 
     def discard_changes(self) -> None:
         """Forget everything that was written in this session; it stays writable, on the same snapshot."""
@@ -560,6 +561,9 @@ class Session:
             old = self._tree
             self._is_read_only = True
             self._tree = self._clean_tree(old.blobs, old.nodes.root)
+            if old.mutations == self._mutations_in_doubt:
+                # A commit in doubt can still be asked for, as after `with repo.transaction(...)`.
+                self._mutations_in_doubt = self._tree.mutations
             old.closed = "this session was closed. Open a new one with repo.writable_session(branch)."
             old.writer.close()
             with contextlib.suppress(StorageError, ReadOnlyError):

@@ -153,6 +153,33 @@ def test_what_did_not_last_is_done_anew(place: Place) -> None:
             ask()
 
 
+@pytest.mark.parametrize("lands", ["before", "at once", "between", "never"])
+def test_a_transaction_in_doubt_can_be_asked_for_when_it_is_over(place: Place, lands: str) -> None:
+    plan = RecordInDoubt({"at once": Fault.APPLIED, "never": Fault.LOST}.get(lands, Fault.LATE))
+    plan.mend()
+    with open_faulty(place, plan) as repository:
+        repository.handle.catalog.check_writable()
+        with (
+            pytest.raises(vstore.CommitOutcomeUnknownError),
+            repository.transaction("main", message="in doubt") as store,
+        ):
+            store.session.tree_for_writing().set("a", b"3")
+            plan.is_mended = False
+        plan.mend()
+        if lands == "before":
+            plan.land()
+        if lands in ("before", "at once"):
+            assert store.session.commit("in doubt") == repository.lookup_branch("main")
+            assert store.session.tree.read("a") == b"3"
+        else:
+            with pytest.raises(vstore.ReadOnlyError):
+                store.session.commit("in doubt")
+        plan.land()
+        messages = [info.message for info in repository.ancestry(branch="main")]
+        assert messages.count("in doubt") == (lands in ("before", "at once"))
+        assert check(repository, data=True).damages == []
+
+
 def test_doubts_are_bounded_and_do_not_travel() -> None:
     doubts = Doubts()
     transaction = Transaction(new_transaction_id(), 0, OperationKind.COMMIT, 0, "", (), ())
