@@ -159,12 +159,17 @@ def test_a_transaction_in_doubt_can_be_asked_for_when_it_is_over(place: Place, l
     plan.mend()
     with open_faulty(place, plan) as repository:
         repository.handle.catalog.check_writable()
-        with (
-            pytest.raises(vstore.CommitOutcomeUnknownError),
-            repository.transaction("main", message="in doubt") as store,
-        ):
-            store.session.tree_for_writing().set("a", b"3")
-            plan.is_mended = False
+        stores = []
+
+        def change() -> None:
+            with repository.transaction("main", message="in doubt") as store:
+                stores.append(store)
+                store.session.tree_for_writing().set("a", b"3")
+                plan.is_mended = False
+
+        with pytest.raises(vstore.CommitOutcomeUnknownError):
+            change()
+        (store,) = stores
         plan.mend()
         if lands == "before":
             plan.land()
