@@ -6,7 +6,6 @@ when a pack is gone: the catalog may say that compact moved its blobs.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Hashable
 from fnmatch import fnmatchcase
 from itertools import count
@@ -30,8 +29,9 @@ from vstore.catalog.base import (
     ValueIs,
 )
 from vstore.clock import SYSTEM_CLOCK, Clock
-from vstore.config import RepositoryConfig
+from vstore.config import RepositoryConfig, load_json, load_object
 from vstore.errors import (
+    CorruptionError,
     MissingBlobError,
     ProtectedBranchError,
     ReadOnlyError,
@@ -136,6 +136,7 @@ class Handle(msgspec.Struct, frozen=True):
         details: dict[str, Any],
     ) -> Outcome:
         """Ask the catalog for one update, given that the repository is not read-only, else `ReadOnlyError`."""
+        self.catalog.check_writable()
         with self.catalog.reading() as view:
             online, since = require_online(view), view.sequence
         transaction = Transaction(
@@ -158,7 +159,7 @@ def require_online(view: CatalogView) -> ValueIs:
     """Raise `ReadOnlyError` if the repository was set read-only; else return the precondition that it stays online."""
     status = view.value(STATUS)
     if status is not None:
-        fields = json.loads(status)
+        fields = load_object(status, "the repository's status")
         if fields.get("availability") == "read_only":
             reason = fields.get("reason")
             raise ReadOnlyError(
@@ -183,7 +184,12 @@ def require_unprotected(view: CatalogView, branch: str) -> ValueIs:
 
 def protected_patterns(value: bytes | None) -> list[str]:
     """Return the names and globs in the catalog's value `PROTECTED`, sorted."""
-    return [] if value is None else [str(pattern) for pattern in json.loads(value)]
+    found = [] if value is None else load_json(value, "the list of protected branches")
+    if not isinstance(found, list):
+        raise CorruptionError(
+            "the list of protected branches is none. repo.fsck() names all that is damaged."
+        )
+    return list(map(str, found))
 
 
 def _value_is(name: str, value: bytes | None) -> ValueIs:

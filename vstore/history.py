@@ -12,7 +12,13 @@ from typing import TypeVar
 
 from vstore.catalog.base import CatalogView
 from vstore.clock import to_datetime
-from vstore.errors import InvalidInputError, RefNotFoundError, SnapshotExpiredError, SnapshotNotFoundError
+from vstore.errors import (
+    CorruptionError,
+    InvalidInputError,
+    RefNotFoundError,
+    SnapshotExpiredError,
+    SnapshotNotFoundError,
+)
 from vstore.format.record import HistoryEntry, RefKind, SnapshotEntry
 from vstore.ids import SNAPSHOT_PREFIX_DIGITS, SnapshotId, is_snapshot_text
 
@@ -63,6 +69,20 @@ def require_known(view: CatalogView, snapshot: SnapshotId) -> HistoryEntry:
 def look_up(view: CatalogView, snapshot: SnapshotId) -> HistoryEntry | None:
     """Return what history knows of a snapshot, retained or expired."""
     return view.snapshot(snapshot) or view.expired(snapshot)
+
+
+def _older(view: CatalogView, entry: HistoryEntry, ancestor: SnapshotId) -> HistoryEntry | None:
+    """Look up a parent of `entry`, or an ancestor that it names.
+
+    A snapshot is later than its parents. Where entries say otherwise they may go round in circles.
+    """
+    found = look_up(view, ancestor)
+    if found is not None and found.time_us >= entry.time_us:
+        raise CorruptionError(
+            f"snapshot {found.id.hex()} is not older than {entry.id.hex()}, which the catalog says comes from it. "
+            "repo.fsck() names all that is damaged."
+        )
+    return found
 
 
 def require_retained(entry: HistoryEntry) -> SnapshotEntry:
@@ -191,7 +211,7 @@ def merge_bases(view: CatalogView, one: SnapshotEntry, other: SnapshotEntry) -> 
         for parent in entry.parents:
             before = paint.get(parent)
             if before is None:
-                found = look_up(view, parent)
+                found = _older(view, entry, parent)
                 if found is None:
                     continue
                 heappush(pending, _ranked(found))
@@ -235,11 +255,11 @@ def _first_where(
 ) -> HistoryEntry | None:
     """Return the nearest first-parent ancestor for which `holds`, which must hold for all its ancestors too."""
     while not holds(entry):
-        jump = None if entry.jump is None else look_up(view, entry.jump)
+        jump = None if entry.jump is None else _older(view, entry, entry.jump)
         if jump is not None and not holds(jump):
             entry = jump
             continue
-        parent = look_up(view, entry.parents[0]) if entry.parents else None
+        parent = _older(view, entry, entry.parents[0]) if entry.parents else None
         if parent is None:
             return None
         entry = parent

@@ -56,6 +56,7 @@ from vstore.handle import Handle, protected_patterns, require_online, require_un
 from vstore.history import find_snapshot, is_ancestor, require_branch, require_entry, require_tag
 from vstore.ids import SnapshotId, new_transaction_id, parse_snapshot_id
 from vstore.keys.refs import check_ref_name
+from vstore.storage.base import require_writable
 
 MAIN = "main"
 _TRIES = 20
@@ -103,6 +104,7 @@ def apply(handle: Handle, plan: Plan, *, request: Hashable = None) -> Operation:
     changed, `plan` decides anew. `request` says what is asked for: if that was in doubt, this finds out first, and
     does nothing more if it was applied and still holds.
     """
+    handle.catalog.check_writable()
     done = None if request is None else _settle(handle, request)
     if done is not None:
         return done
@@ -420,6 +422,7 @@ def undo(handle: Handle, expected: int | None) -> Operation:
 
 def restore(handle: Handle, operation: int | OperationInfo) -> Operation:
     """Make all refs what they were right after an operation."""
+    require_writable(handle.storage)
     sequence = operation.sequence if isinstance(operation, OperationInfo) else operation
     with handle.catalog.reading() as view:
         walked = view.sequence

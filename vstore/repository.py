@@ -5,7 +5,6 @@ Refs, history, sessions and settings; every change is one catalog transaction.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -33,7 +32,7 @@ from vstore.catalog.base import (
 )
 from vstore.catalog.location import create_catalog, find_catalog, open_catalog
 from vstore.clock import SYSTEM_CLOCK, Clock, from_datetime, to_datetime
-from vstore.config import RepositoryConfig, default_author, encode_metadata
+from vstore.config import RepositoryConfig, default_author, encode_metadata, load_object
 from vstore.errors import (
     AlreadyExistsError,
     InvalidInputError,
@@ -65,7 +64,7 @@ from vstore.maintenance import Maintenance
 from vstore.refs import MAIN
 from vstore.refs import OperationInfo as OperationInfo
 from vstore.session import Session
-from vstore.storage.base import Storage
+from vstore.storage.base import Storage, require_writable
 from vstore.storage.location import open_storage
 from vstore.twins import async_twin
 
@@ -132,6 +131,7 @@ class Repository(Maintenance):
         Raises `RepositoryExistsError` if there is one, `UnsafeStorageError` if the storage can't make commits safe.
         """
         storage = open_storage(location, options=storage_options, create=True)
+        require_writable(storage)
         if find_catalog(storage) is not None:
             raise RepositoryExistsError(
                 f"{storage.url} already holds a repository. Open it with Repository.open, or choose another place."
@@ -433,7 +433,11 @@ class Repository(Maintenance):
             message, metadata = entry.info
         parents = tuple(parent.hex() for parent in entry.parents)
         return SnapshotInfo(
-            entry.id.hex(), parents, to_datetime(entry.time_us), message, json.loads(metadata)
+            entry.id.hex(),
+            parents,
+            to_datetime(entry.time_us),
+            message,
+            load_object(metadata, "a snapshot's metadata"),
         )
 
     def ops_log(self) -> Iterator[OperationInfo]:
@@ -645,7 +649,7 @@ class Repository(Maintenance):
         """The repository's own JSON metadata."""
         with self._handle.catalog.reading() as view:
             value = view.value(METADATA)
-        return {} if value is None else dict(json.loads(value))
+        return load_object(value, "the repository's metadata")
 
     def set_metadata(self, metadata: Mapping[str, Any]) -> None:
         """Replace the repository's metadata."""
@@ -657,17 +661,17 @@ class Repository(Maintenance):
         request = ("update", encode_metadata(metadata))
 
         def merge(old: bytes | None) -> bytes:
-            return encode_metadata({**(json.loads(old) if old else {}), **metadata})
+            return encode_metadata({**load_object(old, "the repository's metadata"), **metadata})
 
         made = refs.set_value(self._handle, OperationKind.SET_METADATA, METADATA, merge, request=request)
-        return dict(json.loads(made))
+        return load_object(made, "the repository's metadata")
 
     @property
     def status(self) -> str:
         """The repository's status: "online" or "read_only"."""
         with self._handle.catalog.reading() as view:
             value = view.value(STATUS)
-        return "online" if value is None else str(json.loads(value)["availability"])
+        return str(load_object(value, "the repository's status").get("availability", "online"))
 
     def set_status(self, availability: str, *, reason: str | None = None) -> None:
         """Make the repository "read_only" (all commits and changes are refused), or "online" again."""

@@ -36,6 +36,7 @@ from vstore.ids import SessionId, new_session_id
 from vstore.keys.zarr import normalize_prefix
 from vstore.locks import ForkSafeLock
 from vstore.rebase import Changes, Origin, Rebase, rebase_changes, unique_sources
+from vstore.storage.base import require_writable
 from vstore.twins import async_twin
 from vstore.worktree import Worktree
 
@@ -67,6 +68,8 @@ class Session:
         epoch: int = 0,
     ) -> None:
         """`epoch` is the catalog's when `entry` was looked up; an earlier one only makes a commit look twice."""
+        if branch is not None:
+            require_writable(handle.storage)
         self._handle = handle
         self._entry = entry
         self._epoch = epoch

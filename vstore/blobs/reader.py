@@ -322,7 +322,7 @@ def remember_page(digest: Digest, page: Page) -> None:
 
 def remember_snapshot(ref: BlobRef, snapshot: Snapshot) -> None:
     """Keep a decoded snapshot in the cache."""
-    CACHE.put(("snapshot", ref.digest), snapshot, ref.length * 4)
+    CACHE.put(("snapshot", ref.digest), snapshot, 1000 + len(snapshot.message) + len(snapshot.metadata))
 
 
 def _page_size(keys: list[bytes]) -> int:

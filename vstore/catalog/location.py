@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from vstore.catalog.base import Catalog, Identity, Transaction
 from vstore.clock import SYSTEM_CLOCK, Clock
-from vstore.errors import CorruptionError, InvalidInputError, RepositoryExistsError, RepositoryNotFoundError
+from vstore.errors import (
+    AccessDeniedError,
+    CorruptionError,
+    InvalidInputError,
+    RepositoryExistsError,
+    RepositoryNotFoundError,
+    UnsafeStorageError,
+)
 from vstore.keys.objects import SQLITE_FILE, log_name
 from vstore.storage.base import Storage
 from vstore.storage.local import LocalStorage
@@ -52,7 +59,11 @@ def open_catalog(storage: Storage, spill: SpillStore, *, clock: Clock = SYSTEM_C
     if directory is None or kind == "log":
         from vstore.catalog.log import LogCatalog
 
-        return LogCatalog.open(storage, spill, clock=clock)
+        try:
+            return LogCatalog.open(storage, spill, clock=clock)
+        except (RepositoryNotFoundError, AccessDeniedError):
+            _refuse_sqlite(storage)
+            raise
     from vstore.catalog.sqlite import SqliteCatalog
 
     return SqliteCatalog.open(directory)
@@ -88,6 +99,17 @@ def create_catalog(
     from vstore.catalog.sqlite import SqliteCatalog
 
     return SqliteCatalog.create(directory, identity, first)
+
+
+def _refuse_sqlite(storage: Storage) -> None:
+    """Raise `UnsafeStorageError` if what is served, or was copied to an object store, is the other kind."""
+    ask = getattr(storage, "has_sqlite_catalog", None)
+    if ask is not None and ask():
+        raise UnsafeStorageError(
+            f"the repository at {storage.url!r} has an SQLite catalog, which can be used only in a directory of its "
+            'own machine. Where that directory is, repo.convert_catalog("log") makes a catalog that can be read from '
+            "here; then open this again."
+        )
 
 
 def _directory_of(storage: Storage) -> str | None:

@@ -65,7 +65,7 @@ from vstore.format.record import OperationKind
 from vstore.format.refs import BlobRef
 from vstore.ids import TransactionId, new_nonce, new_transaction_id
 from vstore.keys.objects import LATEST, REPO, log_name
-from vstore.storage.base import Storage
+from vstore.storage.base import Storage, require_writable
 from vstore.tree import Change, PageSink, PageStore
 
 __all__ = ["LogCatalog", "SpillStore"]
@@ -236,6 +236,7 @@ class LogCatalog:
         return None
 
     def check_writable(self) -> None:
+        require_writable(self._storage)
         if not self._is_probed:
             probe(self._storage)
             self._ensure_identity_object()
@@ -256,6 +257,7 @@ class LogCatalog:
     def _update(self, transaction: Transaction, *, anew: bool = False) -> Outcome:
         """Apply or refuse `transaction`; `anew` has all pages of the new state written anew."""
         check_transaction(transaction)
+        require_writable(self._storage)
         patience = Patience(self._clock)
         while True:
             outcome = self._try(transaction, patience, anew)

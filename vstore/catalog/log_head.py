@@ -12,19 +12,30 @@ import threading
 from typing import NamedTuple
 
 from vstore.errors import (
+    AccessDeniedError,
     CorruptionError,
     FormatError,
     InternalError,
     ObjectNotFoundError,
     RepositoryNotFoundError,
+    StorageError,
 )
-from vstore.format.log_record import MAX_RECORD_BYTES, LogRecord, Tombstone, decode_log_object
-from vstore.keys.objects import LATEST, log_name
-from vstore.storage.base import Storage
+from vstore.format.log_record import (
+    MAX_RECORD_BYTES,
+    MAX_SEQUENCE,
+    LogRecord,
+    Tombstone,
+    decode_log_object,
+)
+from vstore.keys.objects import LAST_SEQUENCE, LATEST, log_name
+from vstore.storage.base import Storage, reads_only
 
 KEPT_RECORDS = 1000
 """Only records older than the newest so many may be replaced by tombstones."""
 _READ_TRIES = 3
+_MAX_STEPS = 10_000
+"""Records read, or tombstones followed, by one look for the newest record; a log is looked at from near its end."""
+_GZIP_MAGIC = b"\x1f\x8b"
 _WALK_STEPS = 8
 """Records read one by one before looking further ahead: a busy log grows by a few between two looks."""
 
@@ -52,13 +63,33 @@ class LogReader:
         head = seen or self._start()
         steps = 0
         while True:
-            found = self.read(head.sequence + 1)
+            found = self._after(head.sequence)
             if found is None:
                 return head
             head = self._follow(found)
             steps += 1
+            if steps > _MAX_STEPS:
+                raise self._damage(log_name(head.sequence), "the log goes on and on behind it")
             if steps % _WALK_STEPS == 0:
                 head = self._skip_ahead(head)
+
+    def _after(self, sequence: int) -> Head | Tombstone | None:
+        """Return what is stored under the number after `sequence`, which is there."""
+        try:
+            return self.read(sequence + 1)
+        except AccessDeniedError:
+            if not self._hides_absence_after(sequence):
+                raise
+            return None
+
+    def _hides_absence_after(self, sequence: int) -> bool:
+        """Tell whether a refusal of a higher number than `sequence`, which is there, means that it is absent.
+
+        Web servers and buckets whose files may be read but not listed answer 403 for absent ones. They do so for each:
+        as long as `sequence` can be read, access was not lost. Were a record really kept from this reader, it would
+        show a state older than the log's end, as behind a slow cache; a writer must never believe such an answer.
+        """
+        return reads_only(self._storage) and self._storage.size(log_name(sequence)) is not None
 
     def read(self, sequence: int) -> Head | Tombstone | None:
         """Return what is stored under a number."""
@@ -88,6 +119,10 @@ class LogReader:
             data = self._storage.read_whole(LATEST, MAX_RECORD_BYTES)
             found = decode_log_object(data)
         except (ObjectNotFoundError, FormatError):
+            return None
+        except AccessDeniedError:
+            if not reads_only(self._storage):
+                raise
             return None
         return Head(found, data, False) if isinstance(found, LogRecord) else None
 
@@ -123,10 +158,21 @@ class LogReader:
         return self._gallop(0)
 
     def _require_log(self) -> None:
-        if not self.is_present(0):
+        if not self._has_first():
             raise RepositoryNotFoundError(
                 f"there is no repository at {self._storage.url!r}. Check the location; create() makes a new one."
             )
+
+    def _has_first(self) -> bool:
+        if not reads_only(self._storage):
+            return self.is_present(0)
+        try:
+            # Not only asked for: it could be a page that a web server shows for everything.
+            return self.read(0) is not None
+        except AccessDeniedError as error:
+            raise AccessDeniedError(
+                f"{error.message} Some servers answer so for what is not there: check the location, too."
+            ) from error
 
     def _skip_ahead(self, head: Head) -> Head:
         hint = self.hint()
@@ -139,13 +185,13 @@ class LogReader:
     def _gallop(self, low: int) -> Head:
         """Return a record near the end, from `low`, which is present: O(log n) requests."""
         step = 1
-        while self.is_present(low + step):
+        while low + step <= MAX_SEQUENCE and self._is_present_above(low, low + step):
             low += step
             step *= 2
         high = low + step
         while high - low > 1:
             middle = (low + high) // 2
-            if self.is_present(middle):
+            if self._is_present_above(low, middle):
                 low = middle
             else:
                 high = middle
@@ -154,22 +200,55 @@ class LogReader:
             raise self._damage(log_name(low), "it was there and is gone")
         return self._follow(found)
 
+    def _is_present_above(self, low: int, sequence: int) -> bool:
+        try:
+            return self.is_present(sequence)
+        except AccessDeniedError:
+            if not self._hides_absence_after(low):
+                raise
+            return False
+
     def _follow(self, found: Head | Tombstone) -> Head:
         """Return the record that a chain of tombstones leads to; each points forward."""
-        while isinstance(found, Tombstone):
+        for _ in range(_MAX_STEPS):
+            if not isinstance(found, Tombstone):
+                return found
             target = self.read(found.head)
             if target is None:
                 raise self._damage(
                     log_name(found.head), f"the tombstone {found.sequence} points to it; it is missing"
                 )
             found = target
-        return found
+        raise self._damage(
+            log_name(found.sequence), "it is one of too many tombstones that follow each other"
+        )
 
     def _decode(self, name: str, data: bytes) -> LogRecord | Tombstone:
         try:
             return decode_log_object(data)
         except CorruptionError as error:
+            if reads_only(self._storage):
+                self._refuse_wrong_server(data)
             raise self._damage(name, str(error)) from error
+
+    def _refuse_wrong_server(self, data: bytes) -> None:
+        """Raise `StorageError` if what came is not damaged, but not what the web server was asked for."""
+        url = self._storage.url
+        if data.startswith(_GZIP_MAGIC):
+            raise StorageError(
+                f"{url!r} sends its files compressed by gzip, although that was not asked for. Serve the "
+                "repository's files as they are."
+            )
+        try:
+            answers_all = self._storage.size(log_name(LAST_SEQUENCE)) is not None
+        except StorageError:
+            answers_all = False
+        if answers_all:
+            raise StorageError(
+                f"{url!r} answers also for files that are not there: with a page of its own and status 200, or by "
+                "sending on to one, for example to log in. vstore finds the newest commit by asking for the next "
+                "one: serve the repository by a server that answers 404 for absent files."
+            )
 
     def _damage(self, name: str, finding: str) -> CorruptionError:
         return CorruptionError(

@@ -18,7 +18,6 @@ from vstore.catalog.state import (
     Space,
     StateView,
     decode_identity,
-    decode_operation,
     encode_entry,
     encode_operation,
     operation_key,
@@ -26,7 +25,7 @@ from vstore.catalog.state import (
 from vstore.errors import CorruptionError
 from vstore.format.log_record import TXID_SIZE, LogRecord
 from vstore.format.page import Child, Entry, Totals
-from vstore.format.record import Operation
+from vstore.format.record import Operation, decode_operation
 from vstore.format.refs import BlobRef
 from vstore.ids import SnapshotId, TransactionId
 from vstore.tree import Change, PageStore, TreePolicy
@@ -84,6 +83,8 @@ def plan_spill(record: LogRecord) -> list[Change]:
     Snapshots and operations go first, oldest first: the newest are what commits and openings ask for. Refs and the
     rest stay as long as they are few, because every reader needs them.
     """
+    if b"" in record.entries:
+        raise CorruptionError("the newest record of the catalog has an entry without a key. Run repo.fsck().")
     cold = [key for key in record.entries if key[0] in _COLD]
     hot = [key for key in record.entries if key[0] not in _COLD]
     if _size(record, cold) + _size(record, hot) <= INLINE_BYTES:

@@ -113,6 +113,12 @@ def _remote(url: str, options: dict[str, Any]) -> Storage:
 
     if not urlsplit(url).netloc:
         raise InvalidInputError(f"{without_secrets(url)!r} names no bucket or host. {ACCEPTED}")
+    if url.lower().startswith(("http://", "https://")) and "@" in urlsplit(url).netloc:
+        raise InvalidInputError(
+            f"{without_secrets(url)} was given with a user or a password before its host, which would not be sent. "
+            "Give them as a header: storage_options={'client_options': {'default_headers': {'authorization': "
+            "'Basic ...'}}}."
+        )
     if url.lower().startswith("http://"):
         # obstore asks for this leave; who writes http:// has given it.
         options["client_options"] = {"allow_http": True, **options.get("client_options", {})}

@@ -81,7 +81,6 @@ def test_create_makes_the_directory_and_no_other_call_does(tmp_path: Path) -> No
             "abfs://container@me.dfs.core.windows.net/a",
         ),
         ("https://example.com/a/b?signature=SECRET", {}, HTTPStore, "https://example.com/a/b"),
-        ("https://user:SECRET@example.com/a", {}, HTTPStore, "https://example.com/a"),
         ("http://example.com/a", {}, HTTPStore, "http://example.com/a"),
     ],
 )
@@ -162,13 +161,14 @@ def test_options_reach_the_store() -> None:
         ("s3://bucket", {"client_options": {"no_such_option": "SECRET"}}),
         ("az://container", {}),
         ("https://user:SECRET@", {}),
+        ("https://user:SECRET@example.com/a", {}),
     ],
 )
 def test_bad_options_are_refused_without_showing_them(url: str, options: dict[str, Any]) -> None:
     with pytest.raises(InvalidInputError) as caught:
         open_storage(url, options=options)
     assert "SECRET" not in caught.value.message
-    assert caught.value.__suppress_context__
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
 
 @pytest.mark.parametrize(

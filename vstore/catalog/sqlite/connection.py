@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sqlite3
 import threading
 import urllib.parse
@@ -25,6 +26,7 @@ from vstore.errors import (
     ReadOnlyError,
     RepositoryNotFoundError,
     StorageError,
+    UnsafeStorageError,
     UnsupportedFormatError,
     VStoreError,
 )
@@ -37,6 +39,8 @@ _MAX_ROW_BYTES = 64 * 1024 * 1024
 _JOURNAL_LIMIT_BYTES = 1024 * 1024
 """About the size at which SQLite checkpoints by itself (1,000 pages); a longer log is cut back to it."""
 _COPY_TRIES = 8
+_COMPUTES = re.compile(rb"\b(?:as|check|collate|default|generated|references|virtual)\b", re.IGNORECASE)
+"""Words that make SQLite compute what a table's rows are, or run code of others; no step of the migrations has one."""
 
 Stamp = tuple[int, int, int]
 
@@ -110,6 +114,11 @@ def connect(path: str, access: Access) -> Connection:
     if not os.path.lexists(path):
         raise RepositoryNotFoundError(
             f"there is no catalog at {path!r}. Check the location; create() makes a new repository."
+        )
+    if access is Access.WRITE and os.path.islink(path):
+        raise UnsafeStorageError(
+            f"{path!r} is a symbolic link: nothing is written behind it, as that is outside the repository. Put the "
+            "file in the link's place, or open the repository where it is."
         )
     if access is Access.COPY:
         return _connect_copy(path)
@@ -211,8 +220,19 @@ def _check_schema(connection: Connection) -> None:
             f"{connection.path!r} is not a vstore catalog: its schema version is {version}, not 1 to "
             f"{SCHEMA_VERSION}. Restore the file from a backup."
         )
+    _check_objects(connection)
     if version < SCHEMA_VERSION and connection.access is Access.WRITE:
         migrate(connection)
+
+
+def _check_objects(connection: Connection) -> None:
+    """Refuse a schema that computes: a view or a trigger of a hostile file could run for ever, or make rows."""
+    for kind, name, sql in connection.rows("SELECT type, name, sql FROM sqlite_master"):
+        if bytes(kind) not in (b"table", b"index") or _COMPUTES.search(bytes(sql or b"")):
+            raise damage(
+                connection.path,
+                f"its schema has {bytes(name)[:50]!r}, which vstore did not make: {bytes(sql or b'')[:100]!r}",
+            )
 
 
 # --- folders where SQLite can't lock ---------------------------------------------------------------------------

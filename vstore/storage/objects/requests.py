@@ -24,7 +24,7 @@ from vstore.storage.objects.secrets import Redactor
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>\s*(\w+)\s*</Code>|\(code: (\w+)\)")
 _RANGE = re.compile(r"range", re.IGNORECASE)
-_NOT_PARTIAL = re.compile(r"non-partial response when range requested")
+_NOT_PARTIAL = re.compile(r"non-partial response when range requested|Range request not supported")
 _NO_CREDENTIALS = re.compile(r"Error performing \w+ http://(169\.254\.169\.254|\[fd00:ec2|metadata)")
 
 _REPEATED_STATUSES = frozenset({408, 409, 425, 429})
@@ -147,7 +147,10 @@ def translate(error: Exception, doing: str, redact: Redactor, *, creates: bool =
     if isinstance(error, FileNotFoundError):
         return ObjectNotFoundError(f"{found} If all else is missing too, check the bucket's name.")
     if _NOT_PARTIAL.search(text):
-        return UnsafeStorageError(f"{found} This server ignores ranges: no repository can be read from it.")
+        return UnsafeStorageError(
+            f"{found} The server answers requests for a part of an object with all of it. Keep the repository where "
+            "the header Range is honoured: nginx, Apache and object stores do that."
+        )
     if isinstance(error, o.NotSupportedError | NotImplementedError) or (creates and status_of(error) == 501):
         return UnsafeStorageError(
             f"{found} This kind of store has no conditional writes, so it can't hold a repository that is written to."

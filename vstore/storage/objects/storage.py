@@ -18,13 +18,12 @@ from vstore.errors import (
     ObjectExistsError,
     ObjectNotFoundError,
     OutcomeUnknownError,
-    ReadOnlyError,
     StorageError,
     UnsafeStorageError,
 )
 from vstore.ids import PackId, new_nonce
-from vstore.keys.objects import check_object_name, pack_name
-from vstore.storage.base import ObjectInfo, PackPolicy
+from vstore.keys.objects import SQLITE_FILE, check_object_name, pack_name
+from vstore.storage.base import ObjectInfo, PackPolicy, require_writable
 from vstore.storage.names import check_prefix, check_range, is_object_name
 from vstore.storage.objects.client import Client
 from vstore.storage.objects.listing import Listing
@@ -78,7 +77,7 @@ class ObjectStorage:
         self._client = Client(store, self._options, left_out=left_out)
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self._token = token or new_nonce().hex()
-        self._read_only = is_a(store, "HTTPStore")
+        self.reads_only = is_a(store, "HTTPStore")
         self._in_order = lists_in_order(store)
         storage_class = self._options.storage_class
         self._of_packs = {"attributes": {"Storage-Class": storage_class}} if storage_class else {}
@@ -173,6 +172,16 @@ class ObjectStorage:
         except ObjectNotFoundError:
             return None
 
+    def has_sqlite_catalog(self) -> bool:
+        """Tell whether a repository's files lie here whose catalog works only in a directory."""
+        try:
+            self._client.run(
+                lambda store: store.head(self._prefix + SQLITE_FILE), f"look up {self._where(SQLITE_FILE)}"
+            )
+        except StorageError:
+            return False
+        return True
+
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         return self._list(check_prefix(prefix))
 
@@ -235,8 +244,7 @@ class ObjectStorage:
         return f"{name} of {self.url}"
 
     def _check_writable(self) -> None:
-        if self._read_only:
-            raise ReadOnlyError(f"{self.url} can only be read: HTTP servers have no safe way to write.")
+        require_writable(self)
 
     def _put(
         self,
