@@ -76,6 +76,7 @@ class Trial:
         site.proxy.reset()
         self.folder, _ = site.copy(operation.original)
         self.repository = site.open(self.folder, through_proxy=True)
+        self.repository.handle.catalog._is_probed = not operation.probes
         self.act: Act = operation.prepare(self.repository, site, self.folder)
         self.before = look(site, self.folder) if clean is None else clean.before
         site.proxy.reset()
