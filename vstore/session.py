@@ -16,7 +16,7 @@ import msgspec
 
 from vstore import leases, refs
 from vstore.blobs.reader import BlobReader
-from vstore.catalog.base import CloseSession, OpenSession, Precondition
+from vstore.catalog.base import CloseSession, OpenSession, Precondition, Transaction
 from vstore.config import encode_metadata
 from vstore.errors import (
     CommitOutcomeUnknownError,
@@ -475,6 +475,15 @@ class Session:
             self._become_read_only(prepared.entry, prepared.root)
             return self.snapshot_id
         raise StorageError("unreachable")
+
+    @property
+    def transaction_in_doubt(self) -> Transaction | None:
+        """The transaction of a commit of which it is not known whether it landed."""
+        if self._in_doubt is None:
+            return None
+        from vstore.commit import transaction_of
+
+        return transaction_of(self._in_doubt, self._handle.author)
 
     def _settle_doubt(self) -> str | None:
         """Find out whether an earlier commit of this session landed although it did not say so."""

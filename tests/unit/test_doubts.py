@@ -67,6 +67,10 @@ ASKED: dict[str, Ask] = {
     "set status": lambda repository: lambda: repository.set_status("read_only"),
     "undo": lambda repository: repository.undo,
     "restore": lambda repository: lambda: repository.restore(1),
+    "merge": lambda repository: lambda: repository.merge("side"),
+    "fast-forward": lambda repository: lambda: repository.merge("main", into="old"),
+    "cherry-pick": lambda repository: lambda: repository.cherry_pick("side"),
+    "revert": lambda repository: lambda: repository.revert("main"),
     "lease": _lease,
     "abandon": _abandon,
 }
@@ -102,6 +106,9 @@ def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Place:
         repository.create_branch("old", first)
         repository.create_tag("v1", first)
         repository.protect_branch("release")
+        repository.create_branch("side", first)
+        with repository.transaction("side", message="beside") as store:
+            store.session.tree_for_writing().set("side", b"s")
         commit(repository, {"a": b"2"})
     return place
 
