@@ -28,6 +28,7 @@ from vstore.catalog.base import (
     Update,
     ValueIs,
 )
+from vstore.catalog.handover import moved_to
 from vstore.clock import SYSTEM_CLOCK, Clock
 from vstore.config import RepositoryConfig, load_json, load_object
 from vstore.errors import (
@@ -36,6 +37,7 @@ from vstore.errors import (
     ProtectedBranchError,
     ReadOnlyError,
     SnapshotExpiredError,
+    StorageError,
 )
 from vstore.format.record import OperationKind, SnapshotEntry, relocations
 from vstore.format.refs import BlobRef
@@ -69,6 +71,10 @@ class Doubts:
 
     def __reduce__(self) -> tuple[type[Doubts], tuple[()]]:
         return Doubts, ()
+
+
+class MisledError(StorageError):
+    """The state of the catalog that was looked at was never this repository's: look again."""
 
 
 class Handle(msgspec.Struct, frozen=True):
@@ -106,6 +112,11 @@ class Handle(msgspec.Struct, frozen=True):
         moved = relocations(states)
         if ref.pack in moved:
             return moved
+        if not self.catalog.confirm():
+            raise MisledError(
+                f"{what} was looked for by a hint in {self.storage.url} that is not of this repository, and is not "
+                "believed any more. Look again."
+            )
         raise MissingBlobError(
             f"{what} is missing: pack {ref.pack.hex()} in {self.storage.url} should hold blob {ref.digest.hex()} "
             f"({ref.length} bytes at {ref.offset}), but there is no such pack. "
@@ -144,10 +155,14 @@ class Handle(msgspec.Struct, frozen=True):
     def with_config(self, config: RepositoryConfig) -> Handle:
         return msgspec.structs.replace(self, config=config)
 
+    def with_catalog(self, catalog: Catalog) -> Handle:
+        return msgspec.structs.replace(self, catalog=catalog)
+
 
 def require_online(view: CatalogView) -> ValueIs:
     """Raise `ReadOnlyError` if the repository was set read-only; else return the precondition that it stays online."""
     status = view.value(STATUS)
+    require_not_moved(status)
     if status is not None:
         fields = load_object(status, "the repository's status")
         if fields.get("availability") == "read_only":
@@ -157,6 +172,13 @@ def require_online(view: CatalogView) -> ValueIs:
                 "repo.set_status('online') makes it writable again."
             )
     return _value_is(STATUS, status)
+
+
+def require_not_moved(status: bytes | None) -> None:
+    """Raise `ReadOnlyError` if this is the status of a catalog that hands over to another."""
+    if status is not None and moved_to(status) is not None:
+        reason = load_object(status, "the repository's status").get("reason")
+        raise ReadOnlyError(f"nothing can be changed in this repository as it was opened: {reason}.")
 
 
 def require_unprotected(view: CatalogView, branch: str) -> ValueIs:
