@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from vstore.catalog.log_head import KEPT_RECORDS, Head, LogReader
 from vstore.errors import CorruptionError, FormatError, ObjectNotFoundError, StorageError
 from vstore.format.log_record import MAX_RECORD_BYTES, Tombstone, decode_identity_object
-from vstore.keys.objects import LATEST, LOG_PREFIX, REPO, log_name
+from vstore.keys.objects import LATEST, LOG_PREFIX, REPO, log_name, parse_log_name
 from vstore.storage.base import Storage
 
 
@@ -56,8 +56,8 @@ def _missing(storage: Storage, absent: list[int], before: Head | Tombstone | Non
 
 def _gaps(storage: Storage, newest: int) -> list[range]:
     """Return the ranges of numbers up to `newest` that are not listed."""
-    names = (info.name for info in storage.list(LOG_PREFIX))
-    numbers = array("Q", (number for name in names if (number := int(name[len(LOG_PREFIX) :])) <= newest))
+    found = (parse_log_name(info.name) for info in storage.list(LOG_PREFIX))
+    numbers = array("Q", (number for number in found if number is not None and number <= newest))
     there = sorted(numbers)
     return [
         range(before + 1, after)

@@ -33,6 +33,7 @@ _NAME = re.compile(
     r"repo|latest|log/[0-9]{20}|packs/([0-9a-f]{2})/\1[0-9a-f]{30}|staging/[0-9a-f]{32}|probe/[0-9a-f]{32}"
 )
 _FOLDER = re.compile(r"log|packs(?:/[0-9a-f]{2})?|staging|probe")
+_LOG = re.compile(r"log/[0-9]{20}")
 _STAGED = re.compile(r"staging/[0-9a-f]{32}")
 _PACK = re.compile(r"packs/([0-9a-f]{2})/(\1[0-9a-f]{30})")
 
@@ -55,6 +56,11 @@ def staging_name(pack: PackId) -> str:
 
 def probe_name(nonce: bytes) -> str:
     return f"{PROBE_PREFIX}{nonce.hex()}"
+
+
+def parse_log_name(name: str) -> int | None:
+    """Return the number in a log record's name, or None if `name` is not one."""
+    return int(name[len(LOG_PREFIX) :]) if _LOG.fullmatch(name) else None
 
 
 def parse_pack_name(name: str) -> PackId | None:
