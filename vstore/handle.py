@@ -28,6 +28,7 @@ from vstore.catalog.base import (
     Update,
     ValueIs,
 )
+from vstore.catalog.handover import moved_to
 from vstore.clock import SYSTEM_CLOCK, Clock
 from vstore.config import RepositoryConfig, load_json, load_object
 from vstore.errors import (
@@ -144,10 +145,14 @@ class Handle(msgspec.Struct, frozen=True):
     def with_config(self, config: RepositoryConfig) -> Handle:
         return msgspec.structs.replace(self, config=config)
 
+    def with_catalog(self, catalog: Catalog) -> Handle:
+        return msgspec.structs.replace(self, catalog=catalog)
+
 
 def require_online(view: CatalogView) -> ValueIs:
     """Raise `ReadOnlyError` if the repository was set read-only; else return the precondition that it stays online."""
     status = view.value(STATUS)
+    require_not_moved(status)
     if status is not None:
         fields = load_object(status, "the repository's status")
         if fields.get("availability") == "read_only":
@@ -157,6 +162,13 @@ def require_online(view: CatalogView) -> ValueIs:
                 "repo.set_status('online') makes it writable again."
             )
     return _value_is(STATUS, status)
+
+
+def require_not_moved(status: bytes | None) -> None:
+    """Raise `ReadOnlyError` if this is the status of a catalog that hands over to another."""
+    if status is not None and moved_to(status) is not None:
+        reason = load_object(status, "the repository's status").get("reason")
+        raise ReadOnlyError(f"nothing can be changed in this repository as it was opened: {reason}.")
 
 
 def require_unprotected(view: CatalogView, branch: str) -> ValueIs:

@@ -47,7 +47,7 @@ from vstore.errors import (
 from vstore.format.envelope import BlobKind
 from vstore.format.record import OperationKind, RefKind, SnapshotEntry
 from vstore.format.snapshot import Snapshot, encode_snapshot
-from vstore.handle import Handle, protected_patterns, require_online
+from vstore.handle import Handle, protected_patterns, require_not_moved, require_online
 from vstore.history import (
     AncestryWalk,
     find_as_of,
@@ -132,7 +132,7 @@ class Repository(Maintenance):
         """
         storage = open_storage(location, options=storage_options, create=True)
         require_writable(storage)
-        if find_catalog(storage) is not None:
+        if find_catalog(storage, PackSpill(storage)) is not None:
             raise RepositoryExistsError(
                 f"{storage.url} already holds a repository. Open it with Repository.open, or choose another place."
             )
@@ -168,12 +168,16 @@ class Repository(Maintenance):
         """
         storage = open_storage(location, options=storage_options)
         catalog = open_catalog(storage, PackSpill(storage), clock=clock)
-        if config is None:
-            with catalog.reading() as view:
-                stored = view.value(CONFIG)
-            config = RepositoryConfig() if stored is None else RepositoryConfig.from_json(stored)
-        name = default_author() if author is None else author
-        virtual = VirtualReader(authorize_virtual_chunk_access or ())
+        try:
+            if config is None:
+                with catalog.reading() as view:
+                    stored = view.value(CONFIG)
+                config = RepositoryConfig() if stored is None else RepositoryConfig.from_json(stored)
+            name = default_author() if author is None else author
+            virtual = VirtualReader(authorize_virtual_chunk_access or ())
+        except BaseException:
+            catalog.close()
+            raise
         return cls(Handle(storage, catalog, virtual, config, name, clock))
 
     @classmethod
@@ -199,7 +203,13 @@ class Repository(Maintenance):
     @staticmethod
     def exists(location: Location, *, storage_options: Mapping[str, Any] | None = None) -> bool:
         """Tell whether there is a repository at `location`."""
-        return find_catalog(open_storage(location, options=storage_options)) is not None
+        storage = open_storage(location, options=storage_options)
+        kind = find_catalog(storage, PackSpill(storage))
+        if kind == "log":
+            from vstore.catalog.log_head import is_begun_only
+
+            return not is_begun_only(storage)
+        return kind is not None
 
     def close(self) -> None:
         """Let go of files, maps and connections; the object opens them again if it is used afterwards."""
@@ -664,7 +674,12 @@ class Repository(Maintenance):
         if availability not in ("online", "read_only"):
             raise InvalidInputError(f"a repository's status is 'online' or 'read_only', not {availability!r}")
         encoded = encode_metadata({"availability": availability, "reason": reason})
-        refs.set_value(self._handle, OperationKind.SET_STATUS, STATUS, lambda _: encoded, request=encoded)
+
+        def change(old: bytes | None) -> bytes:
+            require_not_moved(old)
+            return encoded
+
+        refs.set_value(self._handle, OperationKind.SET_STATUS, STATUS, change, request=encoded)
 
     def set_default_commit_metadata(self, metadata: Mapping[str, Any]) -> None:
         """Set metadata that is merged under that of each commit of sessions opened from now on by this object."""

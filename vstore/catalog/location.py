@@ -6,10 +6,11 @@ trusted, and object stores get the log. Neighbours: `sqlite` and `log`; the repo
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
+from vstore.catalog import handover
 from vstore.catalog.base import Catalog, Identity, Transaction
+from vstore.catalog.handover import CatalogKind
 from vstore.clock import SYSTEM_CLOCK, Clock
 from vstore.errors import (
     AccessDeniedError,
@@ -27,21 +28,28 @@ from vstore.storage.mounts import is_local_filesystem
 if TYPE_CHECKING:
     from vstore.catalog.log import SpillStore
 
-CatalogKind: TypeAlias = Literal["sqlite", "log"]
 
-
-def find_catalog(storage: Storage) -> CatalogKind | None:
-    """Return which catalog `storage` holds, or None; `CorruptionError` if it holds both."""
-    directory = _directory_of(storage)
-    has_sqlite = directory is not None and _sqlite_exists(directory)
+def find_catalog(storage: Storage, spill: SpillStore | None = None) -> CatalogKind | None:
+    """Return which catalog counts in `storage`, or None; `CorruptionError` if it holds two that are not related."""
+    has_sqlite = isinstance(storage, LocalStorage) and handover.has_sqlite(storage.root)
     # Number 0 is the first object of a log, and is never freed. Asked, as of SQLite, without loading the catalog.
     has_log = storage.size(log_name(0)) is not None
     if has_sqlite and has_log:
+        # One of them was converted to the other.
+        assert isinstance(storage, LocalStorage)
+        has_log = _log_counts(storage, spill)
+        has_sqlite = not has_log
+    return "sqlite" if has_sqlite else "log" if has_log else None
+
+
+def _log_counts(storage: LocalStorage, spill: SpillStore | None) -> bool:
+    counts = handover.log_counts(storage, spill)
+    if counts is None:
         raise CorruptionError(
             f"{storage.url!r} holds two catalogs, {SQLITE_FILE!r} and 'log/': which one is current can't be told. "
             "Move the one that is out of date out of the folder, then check the repository with vstore.ops.fsck."
         )
-    return "sqlite" if has_sqlite else "log" if has_log else None
+    return counts
 
 
 def open_catalog(storage: Storage, spill: SpillStore, *, clock: Clock = SYSTEM_CLOCK) -> Catalog:
@@ -51,11 +59,11 @@ def open_catalog(storage: Storage, spill: SpillStore, *, clock: Clock = SYSTEM_C
     """
     directory = _directory_of(storage)
     # Without asking first where there is no choice: on an object store each question is a round trip.
-    kind = "log" if directory is None else find_catalog(storage)
+    kind = "log" if directory is None else find_catalog(storage, spill)
     if kind is None:
-        raise RepositoryNotFoundError(
-            f"there is no repository at {storage.url!r}. Check the location; create() makes a new one."
-        )
+        from vstore.catalog.log_head import not_found
+
+        raise not_found(storage)
     if directory is None or kind == "log":
         from vstore.catalog.log import LogCatalog
 
@@ -81,13 +89,13 @@ def create_catalog(
     """Make a catalog of this kind ("sqlite", "log"; None: what suits the storage); `first` is its operation 0."""
     if kind not in (None, "sqlite", "log"):
         raise InvalidInputError(f"{kind!r} is no kind of catalog: choose 'sqlite' or 'log'.")
-    if find_catalog(storage) is not None:
+    if find_catalog(storage, spill) is not None:
         raise RepositoryExistsError(
             f"{storage.url!r} already holds a repository. Open it, or choose another location."
         )
     directory = _directory_of(storage)
     if kind is None:
-        kind = "sqlite" if directory is not None and is_local_filesystem(directory) else "log"
+        kind = default_kind(storage)
     if kind == "log":
         from vstore.catalog.log import LogCatalog
 
@@ -99,6 +107,12 @@ def create_catalog(
     from vstore.catalog.sqlite import SqliteCatalog
 
     return SqliteCatalog.create(directory, identity, first)
+
+
+def default_kind(storage: Storage) -> CatalogKind:
+    """Return the kind of catalog that suits a storage."""
+    directory = _directory_of(storage)
+    return "sqlite" if directory is not None and is_local_filesystem(directory) else "log"
 
 
 def _refuse_sqlite(storage: Storage) -> None:
@@ -114,8 +128,3 @@ def _refuse_sqlite(storage: Storage) -> None:
 
 def _directory_of(storage: Storage) -> str | None:
     return storage.root if isinstance(storage, LocalStorage) else None
-
-
-def _sqlite_exists(directory: str) -> bool:
-    # Asked without loading sqlite3.
-    return os.path.lexists(os.path.join(directory, SQLITE_FILE))

@@ -30,6 +30,7 @@ from vstore.catalog.base import (
     check_preconditions,
     check_transaction,
 )
+from vstore.catalog.handover import refuse_moved
 from vstore.catalog.log_check import iter_log_damage
 from vstore.catalog.log_head import KEPT_RECORDS, Head, LogReader, Newest
 from vstore.catalog.log_patience import Patience
@@ -211,7 +212,9 @@ class LogCatalog:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[LogView]:
-        yield self._view(self._resolve())
+        head = self._resolve()
+        refuse_moved(self._storage, head)
+        yield self._view(head)
 
     def _resolve(self) -> Head:
         head = self._reader.resolve(self._seen.get())
@@ -329,6 +332,8 @@ class LogCatalog:
                     self._seen.advance(found)
                 patience.note_loss()
                 self._restore_unsettled(transaction, before)
+                if isinstance(found, Tombstone) and self._reader.read(found.head) is None:
+                    raise _jump_error(self._storage) from error
                 return False
         except StorageError as error:
             # Surely not created, by the storage's contract.
@@ -418,7 +423,8 @@ class LogCatalog:
         written = 0
         # Downwards, to stop where an earlier run began.
         for sequence in range(head.sequence - max(keep, 1), -1, -1):
-            if isinstance(self._reader.read(sequence), Tombstone):
+            if not isinstance(self._reader.read(sequence), Head):
+                # Also where nothing is: the log began or went on behind a jump.
                 break
             self._storage.write(log_name(sequence), encode_tombstone(Tombstone(sequence, head.sequence)))
             written += 1
@@ -466,6 +472,14 @@ def _may_pass(error: Exception) -> bool:
     """Tell whether trying again may help."""
     lasting = (FormatError, AccessDeniedError, OutOfSpaceError, UnsafeStorageError, CommitOutcomeUnknownError)
     return not isinstance(error, lasting)
+
+
+def _jump_error(storage: Storage) -> StorageError:
+    return StorageError(
+        f"{storage.url!r} is a copy that is being brought up to date, or was when that was interrupted, so "
+        "that nothing else can be written here. Nothing was changed. Run the copy again; or, if its source is lost, "
+        "let repo.convert_catalog('log') take the interrupted update back."
+    )
 
 
 def _exists_error(storage: Storage) -> RepositoryExistsError:

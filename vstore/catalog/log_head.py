@@ -1,8 +1,9 @@
 """Finding the newest record of a log, by its dense numbers; the hint `latest` only says where to start.
 
 `LogReader.resolve` goes on from what its caller has seen until a number is absent. A number is never freed (L1), so
-a number that is there stays there, and all below it are there too: from far behind it gallops and bisects. Above:
-`log`.
+a number that is there stays there, and all between two that readers come to are there too, but for those that a *jump*
+passes over (`log_import`): from far behind it gallops and bisects. A jump whose target is not there yet ends the log.
+Above: `log`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from vstore.format.log_record import (
     Tombstone,
     decode_log_object,
 )
-from vstore.keys.objects import LAST_SEQUENCE, LATEST, log_name
+from vstore.keys.objects import LAST_SEQUENCE, LATEST, REPO, log_name
 from vstore.storage.base import Storage, reads_only
 
 KEPT_RECORDS = 1000
@@ -66,7 +67,10 @@ class LogReader:
             found = self._after(head.sequence)
             if found is None:
                 return head
-            head = self._follow(found)
+            following = self._follow(found)
+            if following is None:
+                return head
+            head = following
             steps += 1
             if steps > _MAX_STEPS:
                 raise self._damage(log_name(head.sequence), "the log goes on and on behind it")
@@ -140,12 +144,13 @@ class LogReader:
         if not isinstance(found, Tombstone):
             return None
         target = self._follow(found)
-        return target if target.record.identity == head.record.identity else None
+        if target is None or target.record.identity != head.record.identity:
+            return None
+        return target
 
     def resolve_unaided(self) -> Head:
         """Return the newest record without asking the hint."""
-        self._require_log()
-        return self.resolve(self._gallop(0))
+        return self.resolve(self._find_unaided())
 
     def is_present(self, sequence: int) -> bool:
         return self._storage.size(log_name(sequence)) is not None
@@ -154,14 +159,13 @@ class LogReader:
         hint = self.hint()
         if hint is not None:
             return hint
-        self._require_log()
-        return self._gallop(0)
+        return self._find_unaided()
 
-    def _require_log(self) -> None:
-        if not self._has_first():
-            raise RepositoryNotFoundError(
-                f"there is no repository at {self._storage.url!r}. Check the location; create() makes a new one."
-            )
+    def _find_unaided(self) -> Head:
+        head = self._gallop(0) if self._has_first() else None
+        if head is None:
+            raise not_found(self._storage)
+        return head
 
     def _has_first(self) -> bool:
         if not reads_only(self._storage):
@@ -180,25 +184,36 @@ class LogReader:
             confirmed = self.confirm(hint)
             if confirmed is not None:
                 return confirmed
-        return self._gallop(head.sequence)
+        return self._gallop(head.sequence) or head
 
-    def _gallop(self, low: int) -> Head:
-        """Return a record near the end, from `low`, which is present: O(log n) requests."""
+    def _gallop(self, low: int) -> Head | None:
+        """Return a record near the end, from `low`, which is present: O(log n) requests. None for a mere jump."""
+        limit = MAX_SEQUENCE
+        while True:
+            newest = self._newest_present(low, limit)
+            found = self.read(newest)
+            if found is None:
+                raise self._damage(log_name(newest), "it was there and is gone")
+            head = self._follow(found)
+            if head is not None or newest == low:
+                return head
+            # A jump that is not done: what was there before it lies below.
+            limit = newest
+
+    def _newest_present(self, low: int, limit: int) -> int:
+        """Return a number from `low` on that is present, and the one after it absent or not below `limit`."""
         step = 1
-        while low + step <= MAX_SEQUENCE and self._is_present_above(low, low + step):
+        while low + step < limit and self._is_present_above(low, low + step):
             low += step
             step *= 2
-        high = low + step
+        high = min(low + step, limit)
         while high - low > 1:
             middle = (low + high) // 2
             if self._is_present_above(low, middle):
                 low = middle
             else:
                 high = middle
-        found = self.read(low)
-        if found is None:
-            raise self._damage(log_name(low), "it was there and is gone")
-        return self._follow(found)
+        return low
 
     def _is_present_above(self, low: int, sequence: int) -> bool:
         try:
@@ -208,13 +223,16 @@ class LogReader:
                 raise
             return False
 
-    def _follow(self, found: Head | Tombstone) -> Head:
-        """Return the record that a chain of tombstones leads to; each points forward."""
+    def _follow(self, found: Head | Tombstone) -> Head | None:
+        """Return the record that a chain of tombstones leads to; each points forward. None if a jump is not done."""
         for _ in range(_MAX_STEPS):
             if not isinstance(found, Tombstone):
                 return found
             target = self.read(found.head)
             if target is None:
+                # Behind an old tombstone other numbers follow; behind a jump nothing does.
+                if not self._is_present_above(found.sequence, found.sequence + 1):
+                    return None
                 raise self._damage(
                     log_name(found.head), f"the tombstone {found.sequence} points to it; it is missing"
                 )
@@ -255,6 +273,36 @@ class LogReader:
             f"{name!r} in {self._storage.url!r} is damaged: {finding}. Check the repository with vstore.ops.fsck, "
             "and restore the object from a backup."
         )
+
+
+def is_begun_only(storage: Storage) -> bool:
+    """Tell whether a log with a number 0 is none yet: a mere jump, whose record is still to be made."""
+    reader = LogReader(storage)
+    try:
+        if isinstance(reader.read(0), Tombstone):
+            reader.resolve(None)
+    except RepositoryNotFoundError:
+        return True
+    except FormatError:
+        # Damage is for who opens it.
+        return False
+    return False
+
+
+def not_found(storage: Storage) -> RepositoryNotFoundError:
+    """Return the error for a place without a catalog, or with a part of one."""
+    try:
+        is_claimed = storage.size(REPO) is not None
+    except StorageError:
+        is_claimed = False
+    if is_claimed:
+        return RepositoryNotFoundError(
+            f"the repository at {storage.url!r} is not complete: making a copy here was begun and not finished. Call "
+            "copy_to() or backup() again, which goes on from there."
+        )
+    return RepositoryNotFoundError(
+        f"there is no repository at {storage.url!r}. Check the location; create() makes a new one."
+    )
 
 
 class Newest:

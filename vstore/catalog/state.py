@@ -313,6 +313,10 @@ class StateView(ABC):
     ) -> Iterator[tuple[bytes, bytes]]:
         """Yield keys and values with start <= key < stop, in order."""
 
+    def iter_space(self, space: Space) -> Iterator[tuple[bytes, bytes]]:
+        """Yield all keys and values of a space, in the order of the keys: the state as both catalogs mean it."""
+        return self._scan(space)
+
     @abstractmethod
     def iter_operations(self, before: int | None = None) -> Iterator[Operation]:
         """Yield the operations numbered below `before` (None: all), newest first, lazily."""

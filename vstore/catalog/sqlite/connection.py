@@ -43,6 +43,8 @@ _COMPUTES = re.compile(rb"\b(?:as|check|collate|default|generated|references|vir
 """Words that make SQLite compute what a table's rows are, or run code of others; no step of the migrations has one."""
 
 Stamp = tuple[int, int, int]
+File = tuple[int, int]
+"""What tells a file from another of the same name: its device and inode."""
 
 
 class Access(Enum):
@@ -64,6 +66,7 @@ class Connection:
         self.path = path
         self.access = access
         self.stamp = stamp
+        self.file: File | None = None
         self.pid = os.getpid()
         self.is_broken = False
         self._raw: sqlite3.Connection | None = raw
@@ -113,7 +116,8 @@ def connect(path: str, access: Access) -> Connection:
     """Return a new connection to the catalog at `path`."""
     if not os.path.lexists(path):
         raise RepositoryNotFoundError(
-            f"there is no catalog at {path!r}. Check the location; create() makes a new repository."
+            f"there is no catalog at {path!r}. If it was converted since this object was opened, open the repository "
+            "again. Else check the location; create() makes a new repository."
         )
     if access is Access.WRITE and os.path.islink(path):
         raise UnsafeStorageError(
@@ -122,8 +126,11 @@ def connect(path: str, access: Access) -> Connection:
         )
     if access is Access.COPY:
         return _connect_copy(path)
+    # Asked before it is opened: if it is replaced in between, the connection counts as one to the old file.
+    file = file_of(path)
     connection = _open(path, "rw" if access is Access.WRITE else "ro", access)
     with closing_on_error(connection):
+        connection.file = file
         _check_schema(connection)
         if access is Access.WRITE:
             configure_writing(connection)
@@ -247,6 +254,15 @@ def stamp_of(path: str) -> Stamp | None:
         pass
     found = os.stat(path)
     return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def file_of(path: str) -> File | None:
+    """Return which file has this name now, or None."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _connect_copy(path: str) -> Connection:
