@@ -168,12 +168,16 @@ class Repository(Maintenance):
         """
         storage = open_storage(location, options=storage_options)
         catalog = open_catalog(storage, PackSpill(storage), clock=clock)
-        if config is None:
-            with catalog.reading() as view:
-                stored = view.value(CONFIG)
-            config = RepositoryConfig() if stored is None else RepositoryConfig.from_json(stored)
-        name = default_author() if author is None else author
-        virtual = VirtualReader(authorize_virtual_chunk_access or ())
+        try:
+            if config is None:
+                with catalog.reading() as view:
+                    stored = view.value(CONFIG)
+                config = RepositoryConfig() if stored is None else RepositoryConfig.from_json(stored)
+            name = default_author() if author is None else author
+            virtual = VirtualReader(authorize_virtual_chunk_access or ())
+        except BaseException:
+            catalog.close()
+            raise
         return cls(Handle(storage, catalog, virtual, config, name, clock))
 
     @classmethod
