@@ -215,10 +215,10 @@ KNOWN_LOCKS = {
     "shield": "one for each piece of work, whose threads a child does not have",
     "storage/objects/limiter": "taken only after the process was checked",
     "storage/objects/pack": "taken only after the process was checked",
-    "storage/objects/providers": "taken only after the process was checked",
+    "storage/objects/providers": "taken only by requests, after the process was checked",
     "storage/staged": "taken only after the process was checked",
-    "transfer/packs": "one for each piece of work, whose threads a child does not have",
-    "transfer/replicate": "one for each piece of work, whose threads a child does not have",
+    "transfer/packs": "one for each copy, whose threads a child does not have",
+    "transfer/replicate": "one for each copy, whose threads a child does not have",
     "worktree/tree": "renewed in a child",
 }
 
