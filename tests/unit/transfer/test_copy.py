@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -109,10 +110,43 @@ def test_housekeeping_of_a_copy_is_no_obstacle(there: str, folder: Path) -> None
                 copy.readonly_session("main", lease=timedelta(days=1)).close()
             assert repository.copy_to(place.location).is_current
             commit(repository, {"v": os.urandom(2000)})
-            assert not repository.copy_to(place.location).is_current
+            report = repository.copy_to(place.location)
+            # What the copy has compacted does not come again.
+            assert (report.is_current, report.copied_packs) == (False, 1)
             with place.open() as copy:
                 require_sound(copy)
+                copy.garbage_collect(FUTURE)
+                require_sound(copy)
                 assert contents_of(copy) == contents_of(repository)
+
+
+@pytest.mark.parametrize("there", KINDS)
+def test_what_was_moved_there_and_then_here_is_found(there: str, folder: Path) -> None:
+    """The source's relocations lead to a pack that the copy has moved on."""
+    place = other_place(there, folder)
+    with Place.new("sqlite", folder).create() as repository:
+        for number in range(8):
+            commit(repository, {f"v{number}": os.urandom(700)})
+        repository.compact()
+        repository.garbage_collect(FUTURE)
+        repository.copy_to(place.location, catalog=None if there == "memory" else there)
+        for round_ in range(3):
+            with place.open() as copy:
+                # Small packs beside that of compact, to have it compacted again.
+                copy.compact()
+                copy.garbage_collect(FUTURE)
+            for number in range(8):
+                commit(repository, {f"w{round_}{number}": os.urandom(700)})
+            if round_ == 1:
+                repository.compact()
+                repository.garbage_collect(FUTURE)
+            repository.copy_to(place.location)
+            with place.open() as copy:
+                for _ in range(2):
+                    require_sound(copy)
+                    assert contents_of(copy) == contents_of(repository)
+                    copy.garbage_collect(FUTURE)
+                    copy.compact()
 
 
 @pytest.mark.parametrize("there", KINDS)
@@ -276,34 +310,27 @@ def test_packs_are_copied_as_they_are_and_large_ones_in_pieces(
 
 
 def test_several_at_once_within_the_bound(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packs, "MEMORY_BYTES", 30_000)
-    under_way, most = [0], [0]
+    """Of packs of 10 kB two are under way together, and never more, if 25 kB are the bound."""
+    monkeypatch.setattr(packs, "MEMORY_BYTES", 25_000)
+    together, met = threading.Barrier(2, timeout=20), threading.Event()
+    most = [0]
+    take = packs._Room.take
 
-    class Counting(FaultyStorage):
-        def open_pack(self, pack: PackId) -> Any:
-            sink = super().open_pack(pack)
-            seal = sink.seal
+    @contextmanager
+    def watched(room: Any, size: int) -> Iterator[None]:
+        with take(room, size):
+            most[0] = max(most[0], room._taken)
+            if size > 10_000 and not met.is_set():
+                together.wait()
+                met.set()
+            yield
 
-            def counted(size: int) -> None:
-                seal(size)
-                under_way[0] -= size
-
-            sink.seal = counted  # type: ignore[method-assign]
-            return sink
-
+    monkeypatch.setattr(packs._Room, "take", watched)
     with Place.new("sqlite", folder).create() as repository:
         for _ in range(12):
             commit(repository, {"v": os.urandom(10_000)})
-        room = packs._Room.take
-
-        def take(self: Any, size: int) -> Any:
-            context = room(self, size)
-            most[0] = max(most[0], self._taken)
-            return context
-
-        monkeypatch.setattr(packs._Room, "take", take)
-        repository.copy_to(Counting(ObjectStorage(MemoryStore())))
-        assert 10_000 < most[0] <= 30_000
+        repository.copy_to(MemoryStore())
+        assert 20_000 < most[0] <= 25_000
 
 
 @pytest.mark.parametrize("there", KINDS)
