@@ -77,12 +77,17 @@ def _older(view: CatalogView, entry: HistoryEntry, ancestor: SnapshotId) -> Hist
     A snapshot is later than its parents. Where entries say otherwise they may go round in circles.
     """
     found = look_up(view, ancestor)
-    if found is not None and found.time_us >= entry.time_us:
+    if found is not None:
+        _check_older(entry, ancestor, found.time_us)
+    return found
+
+
+def _check_older(entry: HistoryEntry, ancestor: SnapshotId, time_us: int) -> None:
+    if time_us >= entry.time_us:
         raise CorruptionError(
-            f"snapshot {found.id.hex()} is not older than {entry.id.hex()}, which the catalog says comes from it. "
+            f"snapshot {ancestor.hex()} is not older than {entry.id.hex()}, which the catalog says comes from it. "
             "repo.fsck() names all that is damaged."
         )
-    return found
 
 
 def require_retained(entry: HistoryEntry) -> SnapshotEntry:
@@ -195,6 +200,7 @@ def merge_bases(view: CatalogView, one: SnapshotEntry, other: SnapshotEntry) -> 
     """
     paint = {one.id: _ONE}
     paint[other.id] = paint.get(other.id, 0) | _OTHER
+    times = {one.id: one.time_us, other.id: other.time_us}
     pending: list[tuple[int, SnapshotId, HistoryEntry]] = [
         _ranked(entry) for entry in {one.id: one, other.id: other}.values()
     ]
@@ -215,7 +221,10 @@ def merge_bases(view: CatalogView, one: SnapshotEntry, other: SnapshotEntry) -> 
                 if found is None:
                     continue
                 heappush(pending, _ranked(found))
+                times[parent] = found.time_us
                 undecided += 1
+            else:
+                _check_older(entry, parent, times[parent])
             paint[parent] = (before or 0) | colour
             undecided -= (before or 0) < _STALE <= colour
     return bases

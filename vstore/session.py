@@ -7,6 +7,7 @@ which it is a read-only session on the new snapshot.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
@@ -16,11 +17,12 @@ import msgspec
 
 from vstore import leases, refs
 from vstore.blobs.reader import BlobReader
-from vstore.catalog.base import CloseSession, OpenSession, Precondition
+from vstore.catalog.base import CloseSession, OpenSession, Precondition, Transaction
 from vstore.config import encode_metadata
 from vstore.errors import (
     CommitOutcomeUnknownError,
     ConflictError,
+    ForkedProcessError,
     InvalidInputError,
     NodeNotFoundError,
     NothingToCommitError,
@@ -75,12 +77,16 @@ class Session:
         self._epoch = epoch
         self._branch = branch
         self._id = new_session_id()
+        self._pid = os.getpid()
+        self.is_local = handle.storage.is_local
+        """Whether reads are quick enough to be made on an event loop."""
         self._default_metadata = dict(default_metadata or {})
         self._lock = ForkSafeLock()
         self._is_registered = False
         self._may_be_registered = False
         self._lease: SessionEntry | None = None
         self._lease_id: SessionId | None = None
+        self._lease_pid = self._pid
         self._is_copy = False
         self._is_read_only = branch is None
         self._in_doubt: Prepared | None = None
@@ -129,7 +135,7 @@ class Session:
     @property
     def has_uncommitted_changes(self) -> bool:
         """Whether the session holds changes that differ from its snapshot."""
-        tree = self._tree
+        tree = self.tree
         if tree.mutations == 0:
             return False
         from vstore.worktree.compare import compare
@@ -148,14 +154,15 @@ class Session:
         """Return count and bytes of the chunks of all arrays at and below `path`; reads no chunk."""
         from vstore.worktree.listing import totals_below
 
-        return totals_below(self._tree, normalize_prefix(path))
+        return totals_below(self.tree, normalize_prefix(path))
 
     def status(self, *, values: bool = False) -> Diff:
         """Return what this session changed since its snapshot, by content; `values` as in `Repository.diff`."""
         from vstore.comparison import diff
 
-        with self._tree.lock:
-            return diff(self._tree.unedited(), self._tree, values=values)
+        tree = self.tree
+        with tree.lock:
+            return diff(tree.unedited(), tree, values=values)
 
     def diff(
         self,
@@ -223,7 +230,7 @@ class Session:
 
     def get_node_id(self, path: str) -> str:
         """Return the id of a group or array, which moves and renames keep, as hex text."""
-        node = self._tree.nodes.node(normalize_prefix(path))
+        node = self.tree.nodes.node(normalize_prefix(path))
         if node is None:
             raise NodeNotFoundError(f"there is no group or array at {path!r}.")
         return node.node_id.hex()
@@ -476,10 +483,19 @@ class Session:
             return self.snapshot_id
         raise StorageError("unreachable")
 
+    @property
+    def transaction_in_doubt(self) -> Transaction | None:
+        """The transaction of a commit of which it is not known whether it landed."""
+        if self._in_doubt is None:
+            return None
+        from vstore.commit import transaction_of
+
+        return transaction_of(self._in_doubt, self._handle.author)
+
     def _settle_doubt(self) -> str | None:
         """Find out whether an earlier commit of this session landed although it did not say so."""
         prepared = self._in_doubt
-        if prepared is None:
+        if prepared is None or self._pid != os.getpid():
             return None
         from vstore.commit import settle
 
@@ -498,12 +514,13 @@ class Session:
 
     def _become_read_only(self, entry: SnapshotEntry, root: Child | None) -> None:
         """Show a snapshot from now on. Nothing here may fail: the commit has landed."""
-        old = self._tree
+        old, was_closed = self._tree, self._is_read_only
         self._entry = entry
         self._is_read_only = True
         self._is_registered = self._may_be_registered = False
         self._tree = self._clean_tree(self._handle.blobs_for(entry.id), root)
-        old.writer.close()
+        if not was_closed:
+            old.writer.close()
 
     def discard_changes(self) -> None:
         """Forget everything that was written in this session; it stays writable, on the same snapshot."""
@@ -536,6 +553,10 @@ class Session:
                     "a lease is for reading: the snapshot that a writable session is based on is kept as long as its "
                     "branch holds it. Open a read-only session for a lease."
                 )
+            if self._lease_pid != os.getpid():
+                # A forked child's lease is its own: its parent's may be ended before.
+                self._lease = self._lease_id = None
+                self._lease_pid = os.getpid()
             lease_id = self._lease_id or new_session_id()
             is_held = self._lease is not None
             try:
@@ -549,13 +570,16 @@ class Session:
 
     def _end_lease(self) -> None:
         lease, self._lease, self._lease_id = self._lease_id, None, None
-        if lease is not None:
+        if lease is not None and self._lease_pid == os.getpid():
             with contextlib.suppress(StorageError, ReadOnlyError):
                 # If it can't be said now, its time will be over.
                 leases.end(self._handle, lease)
 
     def close(self) -> None:
-        """Let go of what the session holds; uncommitted changes are lost, a lease is ended. May be called again."""
+        """Let go of what the session holds; uncommitted changes are lost, a lease is ended. May be called again.
+
+        A forked child lets go of its view only; what its parent holds, and its lease, stay.
+        """
         with self._lock:
             self._end_lease()
             if self._is_read_only:
@@ -563,8 +587,13 @@ class Session:
             old = self._tree
             self._is_read_only = True
             self._tree = self._clean_tree(old.blobs, old.nodes.root)
+            if old.mutations == self._mutations_in_doubt:
+                # A commit in doubt can still be asked for, as after `with repo.transaction(...)`.
+                self._mutations_in_doubt = self._tree.mutations
             old.closed = "this session was closed. Open a new one with repo.writable_session(branch)."
             old.writer.close()
+            if self._pid != os.getpid():
+                return
             with contextlib.suppress(StorageError, ReadOnlyError):
                 # If it can't be said now, the entry stays, and gc names it.
                 self._unregister()
@@ -578,6 +607,11 @@ class Session:
         self.close()
 
     def _require_writable(self) -> None:
+        if self._pid != os.getpid() and not self._is_read_only:
+            raise ForkedProcessError(
+                f"this session belongs to process {self._pid}, from which process {os.getpid()} was forked; a forked "
+                "child can only read through it. Open the repository and a writable session in the child itself."
+            )
         if self._is_copy:
             raise ReadOnlyError(
                 "this is a copy of a session that came through pickle, and the changes of a copy would be lost. Write "
@@ -613,7 +647,12 @@ class Session:
 
     @property
     def tree(self) -> Worktree:
-        """The worktree that this session's stores read and write."""
+        """The worktree that this session's stores read and write; `ForkedProcessError` where it can't be used."""
+        if not self.is_local and self._pid != os.getpid():
+            # At once, and not only when something is needed that is not in memory.
+            from vstore.storage.objects.requests import forked
+
+            raise forked(self._pid)
         return self._tree
 
     def tree_for_writing(self) -> Worktree:

@@ -103,7 +103,9 @@ class BlobReader:
 
     def manifest(self, ref: BlobRef) -> Manifest:
         """Return one layer of a tile; callers cache the merged tile."""
-        data = self.metadata(ref, "a manifest of chunk references")
+        # Copied, as its columns show parts of it: else what is cached would keep the mapped pack open, or a whole
+        # stretch in memory.
+        data = memoryview(bytes(self.metadata(ref, "a manifest of chunk references")))
         return self._decoded(decode_manifest, data, ref)
 
     def snapshot(self, ref: BlobRef) -> Snapshot:

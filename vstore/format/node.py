@@ -154,6 +154,9 @@ class Node(msgspec.Struct, frozen=True):
 # --- keys ----------------------------------------------------------------------------------------------------
 
 
+_KEY_STARTS = (b"n\0", b"v\0", b"n", b"v")
+
+
 def node_key(path: str) -> bytes:
     """Return the node tree's key of the node at `path`."""
     return b"n" + _parts(path)
@@ -176,7 +179,7 @@ def _parts(path: str) -> bytes:
 
 def path_of(key: bytes) -> str:
     """Return the path or key that a node tree's key stands for."""
-    expect(key[1:2] in (b"", b"\0"), "a node tree's key is malformed")
+    expect(key[:2] in _KEY_STARTS, "a node tree's key is malformed")
     try:
         return key[2:].replace(b"\0", b"/").decode()
     except UnicodeDecodeError:

@@ -326,6 +326,10 @@ class LocalStorage:
         except FileNotFoundError:
             # Removed since its name was read.
             return
+        except OSError as error:
+            # A link that leads to itself is no object.
+            if error.errno != errno.ELOOP:
+                raise
 
     def _ensure_folder_of(self, name: str) -> None:
         folder = name.rpartition("/")[0]
