@@ -41,7 +41,7 @@ from vstore.format.record import PackMark, PackState, relocations
 from vstore.handle import Handle
 from vstore.ids import PackId
 from vstore.keys.objects import PACK_PREFIX, STAGING_PREFIX, pack_name, parse_pack_name, parse_staging_name
-from vstore.ops.marks import Progress, Roots, take_roots
+from vstore.ops.marks import Progress, Roots, final_packs, take_roots
 from vstore.storage.base import Storage
 from vstore.storage.local import LocalStorage
 from vstore.transfer.catalogs import NOTHING, Staged, directory_of, stage, state_view
@@ -254,22 +254,22 @@ class _Replication:
             yield view
 
     def _relocations(self, view: CatalogView) -> Iterator[PackState]:
-        """Yield the copy's own relocations, and those of the source that lead to packs which the copy has moved on."""
+        """Yield the relocations that the copy has, and those of the source that lead to packs which the copy has moved.
+
+        All that the source needs of a pack was live when it was last copied, and is therefore where the copy has it.
+        """
         here = relocations(self._copy.moved)
-        there = [state for state in view.pack_states(None) if state.mark == PackMark.RELOCATED]
-        moved_there = {state.pack for state in there}
-        yield from (state for state in self._copy.moved if state.pack not in moved_there)
-        # Readers follow one relocation: chains are folded.
-        yield from (
-            state._replace(target=here[state.target])
-            for state in there
-            if state.target is not None and state.target in here
-        )
+        yield from self._copy.moved
+        for state in view.pack_states(None):
+            # Readers follow one relocation: chains are folded.
+            if state.mark == PackMark.RELOCATED and state.pack not in here and state.target in here:
+                yield state._replace(target=here[state.target])
 
     def _packs_of(self, roots: Roots) -> set[PackId]:
-        """Return the packs that the copy must have of the source: not those that its own compact has replaced."""
-        own = {state.pack for state in self._copy.moved}
-        return self._needs.packs_of(roots, self._progress) - own
+        """Return the packs that the copy must have under their own names."""
+        here = relocations(self._copy.moved).keys()
+        named = self._needs.named_by(roots, self._progress)
+        return final_packs(named - here, roots.moved) - here
 
     # --- packs -------------------------------------------------------------------------------------------------
 

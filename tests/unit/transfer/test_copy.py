@@ -122,31 +122,33 @@ def test_housekeeping_of_a_copy_is_no_obstacle(there: str, folder: Path) -> None
 
 @pytest.mark.parametrize("there", KINDS)
 def test_what_was_moved_there_and_then_here_is_found(there: str, folder: Path) -> None:
-    """The source's relocations lead to a pack that the copy has moved on."""
+    """The source's relocations lead to a pack that the copy has moved on, and whose name it has deleted."""
     place = other_place(there, folder)
     with Place.new("sqlite", folder).create() as repository:
-        for number in range(8):
+        for number in range(3):
             commit(repository, {f"v{number}": os.urandom(700)})
         repository.compact()
         repository.garbage_collect(FUTURE)
+        with repository.handle.catalog.reading() as view:
+            targets = {state.target for state in view.pack_states(None)}
+        commit(repository, {"as much": os.urandom(4000)})
         repository.copy_to(place.location, catalog=None if there == "memory" else there)
-        for round_ in range(3):
-            with place.open() as copy:
-                # Small packs beside that of compact, to have it compacted again.
-                copy.compact()
-                copy.garbage_collect(FUTURE)
-            for number in range(8):
-                commit(repository, {f"w{round_}{number}": os.urandom(700)})
-            if round_ == 1:
+        with place.open() as copy:
+            copy.compact()
+            copy.garbage_collect(FUTURE)
+            assert not targets & sizes(copy.handle.storage).keys()
+        for number in range(3):
+            commit(repository, {"more": bytes([number]) * 700})
+            if number == 2:
                 repository.compact()
                 repository.garbage_collect(FUTURE)
-            repository.copy_to(place.location)
+            assert repository.copy_to(place.location).copied_packs == 1
             with place.open() as copy:
-                for _ in range(2):
-                    require_sound(copy)
-                    assert contents_of(copy) == contents_of(repository)
-                    copy.garbage_collect(FUTURE)
-                    copy.compact()
+                require_sound(copy)
+                assert contents_of(copy) == contents_of(repository)
+                copy.garbage_collect(FUTURE)
+                copy.compact()
+                require_sound(copy)
 
 
 @pytest.mark.parametrize("there", KINDS)
@@ -378,6 +380,10 @@ def test_a_damaged_source_is_not_copied(folder: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(vstore.CorruptionError, match="digest"):
             repository.copy_to(folder / "there", verify=True)
+        other = min(sizes(repository.handle.storage).items(), key=lambda item: item[1])[0]
+        path.write_bytes((place.location / pack_name(other)).read_bytes())
+        with pytest.raises(vstore.CorruptionError, match="says that it is pack"):
+            repository.copy_to(folder / "there")
         path.write_bytes(data[:-10])
         with pytest.raises(vstore.FormatError):
             repository.copy_to(folder / "there")
@@ -521,12 +527,33 @@ def test_threads_that_write_expire_compact_and_collect(folder: Path) -> None:
             assert contents_of(copy) == contents_of(repository)
 
 
+@pytest.mark.parametrize("there", KINDS)
+def test_what_is_committed_after_nearly_all_was_copied_is_there_whole(there: str, folder: Path) -> None:
+    place = other_place(there, folder)
+    with Place.new("sqlite", folder).create() as repository:
+        commit(repository, {"v": os.urandom(3000)})
+        late: list[str] = []
+
+        def act(done: int, total: int, what: str) -> None:
+            if what.startswith("bytes") and done == total and not late:
+                late.append("")
+                late[0] = commit(repository, {"late": os.urandom(3000)})
+
+        report = repository.copy_to(
+            place.location, catalog=None if there == "memory" else there, progress=act
+        )
+        assert report.copied_packs == report.packs == 3
+        with place.open() as copy:
+            assert copy.lookup_branch("main") == late[0]
+            require_sound(copy)
+
+
 def test_gives_up_when_the_source_never_stands_still(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(*arguments: object) -> None:
         raise MovedOnError("gone")
 
     with Place.new("sqlite", folder).create() as repository:
-        monkeypatch.setattr(Needs, "packs_of", gone)
+        monkeypatch.setattr(Needs, "named_by", gone)
         with pytest.raises(vstore.StorageError, match="10 tries"):
             repository.backup(folder / "there")
         assert not vstore.Repository.exists(folder / "there")
