@@ -37,7 +37,7 @@ from vstore.errors import (
     MissingBlobError,
     StorageError,
 )
-from vstore.format.record import PackMark, PackState, relocations
+from vstore.format.record import relocations
 from vstore.handle import Handle
 from vstore.ids import PackId
 from vstore.keys.objects import PACK_PREFIX, STAGING_PREFIX, pack_name, parse_pack_name, parse_staging_name
@@ -231,7 +231,7 @@ class _Replication:
         more = fillers(view.sequence + 1, last, self._handle.clock.now_us(), self._handle.author)
         # So that a gc of the copy that is at work looks anew.
         epoch = 0 if self._copy.newest == NOTHING else self._copy.epoch + 1
-        state = Exported(state_view(view), more=more, marks=self._relocations(view), epoch=epoch)
+        state = Exported(state_view(view), more=more, marks=self._copy.moved, epoch=epoch)
         return stage(self._target, self._kind, state, self._copy.newest, self._handle.clock)
 
     def _fill_report(
@@ -253,23 +253,15 @@ class _Replication:
                 )
             yield view
 
-    def _relocations(self, view: CatalogView) -> Iterator[PackState]:
-        """Yield the relocations that the copy has, and those of the source that lead to packs which the copy has moved.
-
-        All that the source needs of a pack was live when it was last copied, and is therefore where the copy has it.
-        """
-        here = relocations(self._copy.moved)
-        yield from self._copy.moved
-        for state in view.pack_states(None):
-            # Readers follow one relocation: chains are folded.
-            if state.mark == PackMark.RELOCATED and state.pack not in here and state.target in here:
-                yield state._replace(target=here[state.target])
-
     def _packs_of(self, roots: Roots) -> set[PackId]:
-        """Return the packs that the copy must have under their own names."""
+        """Return the packs that the copy must have under their own names: not those that it has relocated.
+
+        All that the source needs of such a pack was live when it was last copied, and is therefore where the copy's own
+        relocation says.
+        """
         here = relocations(self._copy.moved).keys()
         named = self._needs.named_by(roots, self._progress)
-        return final_packs(named - here, roots.moved) - here
+        return final_packs(named - here, roots.moved)
 
     # --- packs -------------------------------------------------------------------------------------------------
 
