@@ -28,6 +28,7 @@ from vstore.blobs.cache import CACHE
 from vstore.storage.local import LocalStorage
 
 SECRET = "s3cr3t"
+NO_RETRIES = {"retry_config": {"max_retries": 0}}
 SHARDED = np.arange(400.0 * 400).reshape(400, 400)
 
 
@@ -382,16 +383,16 @@ def test_a_server_that_compresses_is_named(site: Site) -> None:
 
 
 def test_cut_answers_are_an_error_of_the_storage(site: Site) -> None:
-    with vstore.open(site.place) as repository:
+    with vstore.open(site.place, storage_options=NO_RETRIES) as repository:
         site.cuts = True
         with pytest.raises(vstore.StorageError, match="network"):
             repository.lookup_branch("main")
         with pytest.raises(vstore.StorageError):
-            vstore.open(site.place)
+            vstore.open(site.place, storage_options=NO_RETRIES)
 
 
 def test_a_cut_chunk_is_never_fill_value(site: Site) -> None:
-    with vstore.open(site.place) as repository:
+    with vstore.open(site.place, storage_options=NO_RETRIES) as repository:
         CACHE.clear()
         array = zarr.open_array(repository.readonly_session("main").store, path="plain", mode="r")
         site.cuts = True

@@ -378,7 +378,9 @@ def test_equal_bytes_are_stored_once(session: Session) -> None:
     data = os.urandom(5000)
     session.tree.set(keys[0], data)
     set_many(session.tree, keys, [data, *[os.urandom(5000)] * 59])
-    slots = {session.tree.find(key).slot for key in keys}  # type: ignore[union-attr]
+    tree = session.tree
+    routes = [tree.route(key) for key in keys]
+    slots = {route.array.find(route.at, tree.dictionaries).slot for route in routes}  # type: ignore[union-attr]
     assert len(slots) == 2
 
 
