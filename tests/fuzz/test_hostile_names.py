@@ -29,7 +29,7 @@ from vstore.errors import (
 from vstore.format.node import NodeTag
 from vstore.format.page import Entry
 from vstore.format.refs import pack_message
-from vstore.keys.objects import check_object_name, parse_pack_name, parse_staging_name
+from vstore.keys.objects import check_object_name, log_name, parse_pack_name, parse_staging_name
 from vstore.storage.base import ObjectInfo
 from vstore.storage.local import LocalStorage
 
@@ -286,7 +286,15 @@ def test_a_listing_that_lies(size: int, modified_us: int) -> None:
         build(work / "repository", "log")
         packs = packs_in(work / "repository")
         before = outside(work / "repository")
-        names = [*HOSTILE_NAMES, "packs/ef/" + "ef" * 16, "packs/ef/" + "ef" * 16]
+        # Right names, too, of what must not be deleted: a listing of one folder may name what is in another.
+        names = [
+            *HOSTILE_NAMES,
+            "packs/ef/" + "ef" * 16,
+            "packs/ef/" + "ef" * 16,
+            log_name(0),
+            "latest",
+            "repo",
+        ]
         storage = LyingStorage(work / "repository", names, size, modified_us)
         repository = vstore.Repository.open(storage)
         for act in (
@@ -299,7 +307,7 @@ def test_a_listing_that_lies(size: int, modified_us: int) -> None:
                 act()
         assert outside(work / "repository") == before
         for name in storage.deleted:
-            check_object_name(name)
+            assert check_object_name(name).startswith(("packs/", "staging/", "probe/"))
         repository.close()
         # Nothing that is needed was deleted on the word of that listing.
         again = vstore.Repository.open(work / "repository")

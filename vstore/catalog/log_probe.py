@@ -18,7 +18,7 @@ from vstore.errors import (
     UnsafeStorageError,
 )
 from vstore.ids import new_nonce
-from vstore.keys.objects import PROBE_PREFIX, probe_name
+from vstore.keys.objects import PROBE_PREFIX, is_probe_name, probe_name
 from vstore.storage.base import Storage
 
 RACERS = 4
@@ -53,7 +53,11 @@ def sweep_probes(storage: Storage, clock: Clock) -> None:
     if not storage.is_local:
         return
     limit_us = clock.now_us() - _PROBE_AGE_US
-    left = [info.name for info in storage.list(PROBE_PREFIX) if info.modified_us < limit_us]
+    left = [
+        info.name
+        for info in storage.list(PROBE_PREFIX)
+        if info.modified_us < limit_us and is_probe_name(info.name)
+    ]
     if left:
         storage.delete(left)
 

@@ -34,6 +34,7 @@ _NAME = re.compile(
 )
 _FOLDER = re.compile(r"log|packs(?:/[0-9a-f]{2})?|staging|probe")
 _LOG = re.compile(r"log/[0-9]{20}")
+_PROBE = re.compile(r"probe/[0-9a-f]{32}")
 _STAGED = re.compile(r"staging/[0-9a-f]{32}")
 _PACK = re.compile(r"packs/([0-9a-f]{2})/(\1[0-9a-f]{30})")
 
@@ -61,6 +62,11 @@ def probe_name(nonce: bytes) -> str:
 def parse_log_name(name: str) -> int | None:
     """Return the number in a log record's name, or None if `name` is not one."""
     return int(name[len(LOG_PREFIX) :]) if _LOG.fullmatch(name) else None
+
+
+def is_probe_name(name: str) -> bool:
+    """Tell whether `name` is that of a scratch object of the probe."""
+    return _PROBE.fullmatch(name) is not None
 
 
 def parse_pack_name(name: str) -> PackId | None:
