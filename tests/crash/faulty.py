@@ -55,6 +55,9 @@ class FaultyCatalog:
     def tidy(self) -> None:
         self.plan.run("tidy", "catalog", self.inner.tidy)
 
+    def sweep(self) -> None:
+        self.inner.sweep()
+
     def close(self) -> None:
         self.inner.close()
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.server
 SAMPLED = 2
 COLLECTED = 8
 """One trial in so many is also collected after, which takes the most requests."""
-PARTS = 8
+PARTS = 7
 
 
 def try_all(site: Site, name: str, cases: list[Case], *, collects_each: int = COLLECTED) -> Counter[str]:

@@ -328,3 +328,55 @@ def test_any_splice(name, data):
     spliced = left[:cut] + right[data.draw(st.integers(0, len(right))) :]
     with contextlib.suppress(FormatError):
         ENVELOPES[name](spliced)
+
+
+# --- what is known of a section before it is decompressed ------------------------------------------------------
+
+
+def zeros(size: int) -> tuple[int, int, bytes]:
+    return (1, size, rle_frame(size, size // (128 * 1024)))
+
+
+def test_digests_of_a_footer_are_never_compressed():
+    """A million blobs in 2 kB."""
+    count = MAX_SECTION_BYTES // 64
+    message = encode(
+        {"n": count, "kind": [0, 1, 0, b""], "offset": [1, 16, 1, b""], "length": [0, 1, 0, b""]}
+    )
+    data = envelope(BlobKind.FOOTER, (0, len(message), message), zeros(32 * count))
+    with bounded(100_000):
+        decode_footer(data, Trailer(PackId(bytes(16)), 2**40, len(data), count, crc32c(data)))
+
+
+def test_digests_of_a_manifest_are_never_compressed():
+    message = message_of("manifest-one.bin", 0) | {"n": 4096, "pos": [1, 0, 1, b""]}
+    packed = encode(message)
+    data = envelope(BlobKind.MANIFEST, (0, len(packed), packed), zeros(32 * 4096), (0, 0, b""))
+    with bounded(1_000_000):
+        decode_manifest(data)
+
+
+def test_inline_bytes_are_bounded_by_the_inline_chunks():
+    parts = decode_envelope(read("manifest-mixed.bin"), BlobKind.MANIFEST, 1)
+    columns, digests = bytes(parts.section(0)), bytes(parts.section(1))
+    data = envelope(
+        BlobKind.MANIFEST,
+        (0, len(columns), columns),
+        (0, len(digests), digests),
+        zeros(MAX_SECTION_BYTES),
+    )
+    with bounded(200_000):
+        decode_manifest(data)
+
+
+@pytest.mark.parametrize("what", ["entry", "operation", "session"])
+def test_messages_of_the_catalog_that_expand(what):
+    from vstore.catalog.state import decode_entry, decode_operation
+
+    bomb = b"\xdd" + MANY.to_bytes(4, "big") + b"\x90" * MANY
+    decode = {"entry": decode_entry, "operation": decode_operation, "session": MESSAGES["session.bin"]}[what]
+    for data in (bomb, b"\x97\x00\xc4\x10" + bytes(16) + b"\x02\x01\xa0" + bomb + b"\x80"):
+        with bounded(2 * MIB):
+            decode(data)
+    with bounded(2 * MIB):
+        decode(b"\x97\x00\xc4\x10" + bytes(16) + b"\x02\x01\xa0\x90\x81\xa1a" + bomb)

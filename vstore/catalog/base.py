@@ -387,6 +387,9 @@ class Catalog(Protocol):
         Changes nothing that can be seen, but that the operations log may say so.
         """
 
+    def sweep(self) -> None:
+        """Delete what creators that crashed left beside the catalog; gc calls this, and nothing else is changed."""
+
     def close(self) -> None:
         """Let go of connections. The catalog may be used again afterwards."""
 

@@ -8,11 +8,12 @@ no more of the state in memory than the view does. Below: `state`; above: `log_i
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from vstore.catalog.base import Identity
-from vstore.catalog.state import Space, StateView, encode_operation, operation_key, text_key
-from vstore.format.record import Operation, OperationKind, SnapshotEntry
+from vstore.catalog.state import Space, StateView, encode_operation, operation_key, pack_key, text_key
+from vstore.format.record import Operation, OperationKind, PackState, SnapshotEntry
+from vstore.format.refs import pack_message
 from vstore.ids import SnapshotId, new_transaction_id
 
 ADDING = frozenset(
@@ -29,9 +30,10 @@ ADDING = frozenset(
 
 
 class Exported:
-    """The state in `view`, but for `values` (None: not set) in place of its own and `more` operations after its newest.
+    """The state in `view`, with some changes.
 
-    `epoch` is the view's if that is not lower.
+    `values` (None: not set) and `marks` of packs take the place of its own of the same name, or pack and kind; `more`
+    operations come after its newest. `epoch` is the view's if that is not lower.
     """
 
     def __init__(
@@ -40,11 +42,13 @@ class Exported:
         *,
         values: Mapping[str, bytes | None] | None = None,
         more: Sequence[Operation] = (),
+        marks: Iterable[PackState] = (),
         epoch: int = 0,
     ) -> None:
         self._view = view
         self._values = {text_key(name): value for name, value in (values or {}).items()}
         self._more = tuple(more)
+        self._marks = {pack_key(each.pack, each.mark): pack_message(tuple(each)) for each in marks}
         self.identity: Identity = view.identity
         self.sequence = view.sequence + len(self._more)
         self.epoch = max(view.epoch, epoch)
@@ -60,6 +64,8 @@ class Exported:
             kept = ((key, value) for key, value in stored if key not in self._values)
             own = sorted((key, value) for key, value in self._values.items() if value is not None)
             yield from heapq.merge(kept, own)
+        elif space == Space.PACK and self._marks:
+            yield from sorted((dict(stored) | self._marks).items())
         else:
             yield from stored
 

@@ -34,7 +34,7 @@ from vstore.catalog.handover import refuse_moved
 from vstore.catalog.log_check import iter_log_damage
 from vstore.catalog.log_head import KEPT_RECORDS, Head, LogReader, Newest
 from vstore.catalog.log_patience import Patience
-from vstore.catalog.log_probe import probe
+from vstore.catalog.log_probe import probe, sweep_probes
 from vstore.catalog.log_state import POLICY, LogView, apply, plan_spill, spill
 from vstore.catalog.state import Plan, decode_identity, encode_identity, find_damage, plan, plan_no_operation
 from vstore.clock import SYSTEM_CLOCK, Clock
@@ -448,6 +448,9 @@ class LogCatalog:
         details = {"pages": len(pages), "packs": len(packs)}
         kind, now = OperationKind.COMPACT, self._clock.now_us()
         self._update(Transaction(new_transaction_id(), since, kind, now, "", (), (), details), anew=True)
+
+    def sweep(self) -> None:
+        sweep_probes(self._storage, self._clock)
 
     def check(self) -> list[str]:
         found: list[str] = []

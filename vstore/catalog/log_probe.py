@@ -9,6 +9,7 @@ import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
+from vstore.clock import Clock
 from vstore.errors import (
     ObjectExistsError,
     ObjectNotFoundError,
@@ -17,12 +18,14 @@ from vstore.errors import (
     UnsafeStorageError,
 )
 from vstore.ids import new_nonce
-from vstore.keys.objects import probe_name
+from vstore.keys.objects import PROBE_PREFIX, probe_name
 from vstore.storage.base import Storage
 
 RACERS = 4
 ROUNDS = 2
 _TRIES = 5
+_PROBE_AGE_US = 600 * 1_000_000
+"""A probe takes moments; one that is older has been left by a crash."""
 _READ_TRIES = 3
 
 
@@ -43,6 +46,16 @@ def probe(storage: Storage) -> None:
     raise StorageError(
         f"{storage.url!r} did not answer {_TRIES} trials of conditional writes clearly. Nothing was changed; try again."
     )
+
+
+def sweep_probes(storage: Storage, clock: Clock) -> None:
+    """Delete scratch objects that crashed probes left in a directory. On an object store it is not worth a listing."""
+    if not storage.is_local:
+        return
+    limit_us = clock.now_us() - _PROBE_AGE_US
+    left = [info.name for info in storage.list(PROBE_PREFIX) if info.modified_us < limit_us]
+    if left:
+        storage.delete(left)
 
 
 def _race(storage: Storage) -> int | None:

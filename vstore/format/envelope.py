@@ -108,6 +108,10 @@ class Envelope:
             return body
         return _decompress(body, raw_size)
 
+    def is_empty(self, index: int) -> bool:
+        """Tell whether a section has no bytes."""
+        return not self._sections[index][1]
+
     def plain_section(self, index: int) -> memoryview:
         """Return a section that is never compressed, so that it can't be larger than what was read."""
         compression, _, body = self._sections[index]

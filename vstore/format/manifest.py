@@ -233,6 +233,8 @@ def _decode(data: BytesLike) -> Manifest:
 
 def _inline_bytes(envelope: Envelope, kinds: U64) -> bytes:
     """Return the third section, which holds no more than the inline chunks can be."""
+    if envelope.is_empty(2):
+        return b""
     limit = MAX_INLINE_BYTES * int(np.count_nonzero(kinds == ChunkKind.INLINE))
     return bytes(envelope.section(2, limit))
 

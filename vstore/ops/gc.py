@@ -163,7 +163,15 @@ class _Collector:
                 self._delete(roots)
             if self._report.condemned_packs == condemned:
                 break
+        if not self._report.dry_run:
+            self._sweep()
         return self._report
+
+    def _sweep(self) -> None:
+        try:
+            self._handle.catalog.sweep()
+        except StorageError as error:
+            self._report.failures.append(f"what crashed creators left could not be deleted: {error}")
 
     def _round(self, *, is_first: bool) -> Roots | None:
         """Apply one plan; return the state after it, or None in a dry run."""

@@ -33,11 +33,11 @@ MAX_BUFFERS = 1024
 
 _PACKS = "packs"
 _FOLDER_FLAGS = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+FULL = {errno.ENOSPC, errno.EDQUOT}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _ABSENT = {errno.ENOENT, errno.ENOTDIR}
 _TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
-SURELY_NOT_DONE = _FULL | _DENIED | {errno.EXDEV, errno.ENOTDIR, errno.EMLINK, errno.EEXIST}
+SURELY_NOT_DONE = FULL | _DENIED | {errno.EXDEV, errno.ENOTDIR, errno.EMLINK, errno.EEXIST}
 """After a failed link or rename with one of these nothing has changed; after another (EIO, or ENOENT and ESTALE,
 by which NFS reports the repeat of a request whose first reply was lost) it may have."""
 
@@ -45,7 +45,7 @@ by which NFS reports the repeat of a request whose first reply was lost) it may 
 def storage_error(error: OSError, attempt: str, path: str) -> StorageError:
     """Return what to raise for `error`, met when `path` was to be `attempt`ed ("write", "sync the folder")."""
     found = f"could not {attempt} {path!r}: {error.strerror or error}"
-    if error.errno in _FULL:
+    if error.errno in FULL:
         return OutOfSpaceError(f"{found}. Free some space or raise the quota, then try again.")
     if error.errno in _DENIED:
         return AccessDeniedError(
@@ -74,7 +74,7 @@ def require_posix() -> None:
 
 def sync_file(fd: int) -> None:
     """Make a file durable: its bytes and its size."""
-    full_sync = getattr(fcntl, "F_FULLFSYNC", None)
+    full_sync = getattr(fcntl, "FFULLFSYNC", None)
     if full_sync is not None:
         # On macOS fsync stops at the drive's cache. Some file systems there only know fsync.
         try:
@@ -98,6 +98,22 @@ def sync_directory(path: str) -> None:
         sync_file(fd)
     finally:
         os.close(fd)
+
+
+def sync_names_above(path: str) -> None:
+    """Make the names of the directory `path`, and of those above it on its disk, durable as far as this user may.
+
+    The user's program may have made them a moment ago; syncing a folder that did not change costs next to nothing.
+    """
+    path = os.path.realpath(path)
+    try:
+        device = os.stat(path).st_dev
+        while path != (above := os.path.dirname(path)) and os.stat(above).st_dev == device:
+            sync_directory(above)
+            path = above
+    except OSError as error:
+        if error.errno not in _DENIED | {errno.EINVAL}:
+            raise storage_error(error, "sync the folder above", path) from error
 
 
 def open_regular(path: str) -> int:

@@ -47,6 +47,7 @@ from vstore.storage.files import (
     storage_error,
     sync_directory,
     sync_file,
+    sync_names_above,
 )
 from vstore.storage.maps import KeptPacks, too_short
 from vstore.storage.names import check_prefix, check_range, is_object_name
@@ -62,6 +63,7 @@ LOCAL_PACKS = PackPolicy(
     writes_behind=True,
 )
 
+_STALE_TRIES = 3
 _STAGING_FOLDER = STAGING_PREFIX.rstrip("/")
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV}
 
@@ -83,6 +85,7 @@ class LocalStorage:
             )
         self.url = Path(self.root).as_uri()
         self._folders = Folders(self.root)
+        self._doubtful: set[str] = set()
         self._packs = KeptPacks(self.root, mapped=mapped)
 
     def __repr__(self) -> str:
@@ -98,6 +101,8 @@ class LocalStorage:
         missing = [self.root]
         while not os.path.isdir(missing[-1]) and os.path.dirname(missing[-1]) != missing[-1]:
             missing.append(os.path.dirname(missing[-1]))
+        # Whoever made those that are there, a moment ago perhaps, need not have synced them.
+        sync_names_above(missing[-1])
         for path in reversed(missing[:-1]):
             try:
                 with contextlib.suppress(FileExistsError):
@@ -145,6 +150,8 @@ class LocalStorage:
                 )
             return _read_exactly(file, 0, size)
 
+        if self._doubtful:
+            self._settle(os.path.dirname(self._path(name)))
         return self._with_file(name, read)
 
     def size(self, name: str) -> int | None:
@@ -185,6 +192,8 @@ class LocalStorage:
         except FileExistsError:
             raise ObjectExistsError(f"{path!r} exists already; read it back to see whose it is.") from None
         except OSError as error:
+            if error.errno not in SURELY_NOT_DONE:
+                self._doubtful.add(os.path.dirname(path))
             raise _create_error(error, path) from error
         finally:
             with contextlib.suppress(OSError):
@@ -192,6 +201,7 @@ class LocalStorage:
         try:
             sync_directory(os.path.dirname(path))
         except OSError as error:
+            self._doubtful.add(os.path.dirname(path))
             raise OutcomeUnknownError(
                 f"{path!r} was made, but its folder can't be synced ({error.strerror}): whether it would survive "
                 "a power cut is unknown. Read it back."
@@ -286,23 +296,46 @@ class LocalStorage:
     def _path(self, name: str) -> str:
         return os.path.join(self.root, check_object_name(name))
 
+    def _settle(self, folder: str) -> None:
+        """Make durable what a create may have left in `folder`: who reads it back takes it for durable."""
+        if folder not in self._doubtful:
+            return
+        try:
+            sync_directory(folder)
+        except FileNotFoundError:
+            # Then there is nothing in it.
+            pass
+        except OSError as error:
+            raise storage_error(error, "sync the folder", folder) from error
+        self._doubtful.discard(folder)
+
     def _read_pack(self, name: str, offset: int, length: int) -> memoryview:
         path = self._path(name)
-        try:
-            view = self._packs.open(name, path, offset + length).view(offset, length)
-        except OSError as error:
-            raise storage_error(error, "read", path) from error
+        view = self._again_if_stale(
+            path, lambda: self._packs.open(name, path, offset + length).read(offset, length)
+        )
         if view is None:
             raise CorruptionError(too_short(path, offset + length, self.size(name) or 0))
         return view
 
     def _with_file(self, name: str, read: Callable[[FileIO], T]) -> T:
         path = self._path(name)
-        try:
+
+        def open_and_read() -> T:
             with FileIO(path, opener=lambda path, _: open_regular(path)) as file:
                 return read(file)
-        except OSError as error:
-            raise storage_error(error, "read", path) from error
+
+        return self._again_if_stale(path, open_and_read)
+
+    def _again_if_stale(self, path: str, read: Callable[[], T]) -> T:
+        """Read; on NFS a file that is replaced or removed just then fails once: opened anew it is there, or gone."""
+        for tries_left in reversed(range(_STALE_TRIES)):
+            try:
+                return read()
+            except OSError as error:
+                if error.errno != errno.ESTALE or not tries_left:
+                    raise storage_error(error, "read", path) from error
+        raise AssertionError("unreachable")
 
     def _list(self, folder: str) -> Iterator[ObjectInfo]:
         path = os.path.join(self.root, folder) if folder else self.root

@@ -57,8 +57,10 @@ def _from_text(text: str | bytes, options: dict[str, Any]) -> Storage:
         raise InvalidInputError(f"an empty location can't be opened. {ACCEPTED}")
     url = _URL.match(text)
     if url is None:
-        if _FORGOTTEN_SLASHES.match(text):
-            raise InvalidInputError(f"{text!r} is a URL without its slashes. {ACCEPTED}")
+        forgotten = _FORGOTTEN_SLASHES.match(text)
+        if forgotten is not None:
+            # Not shown whole: the rest may hold a password.
+            raise InvalidInputError(f"{forgotten[0]!r} begins a URL without its slashes. {ACCEPTED}")
         return _local(text, options)
     scheme = url[1].lower()
     if scheme == "file":

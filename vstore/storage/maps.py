@@ -27,7 +27,10 @@ class KeptPack(Protocol):
     used: bool
 
     def view(self, offset: int, length: int) -> memoryview | None:
-        """Return these bytes, or None if the file does not hold them (any more)."""
+        """Return these bytes, or None if the file does not hold them (any more), or can't be read."""
+
+    def read(self, offset: int, length: int) -> memoryview | None:
+        """Do the same, but raise what the system says if the file can't be read."""
 
 
 class MappedPack:
@@ -47,6 +50,8 @@ class MappedPack:
             return self._bytes[offset:end]
         return None
 
+    read = view
+
 
 class DescribedPack:
     """A pack that is read by pread."""
@@ -58,18 +63,21 @@ class DescribedPack:
         self.used = False
 
     def view(self, offset: int, length: int) -> memoryview | None:
-        if offset < 0 or length < 0:
-            return None
-        fd = self._descriptor.fd
         try:
-            if (not length or length > _TRUSTED_BYTES) and offset + length > os.fstat(fd).st_size:
-                return None
-            if not length:
-                return memoryview(b"")
-            data = pread_up_to(fd, offset, length)
+            return self.read(offset, length)
         except OSError:
             # NFS: the file was removed or replaced (ESTALE). Opening it again tells more.
             return None
+
+    def read(self, offset: int, length: int) -> memoryview | None:
+        if offset < 0 or length < 0:
+            return None
+        fd = self._descriptor.fd
+        if (not length or length > _TRUSTED_BYTES) and offset + length > os.fstat(fd).st_size:
+            return None
+        if not length:
+            return memoryview(b"")
+        data = pread_up_to(fd, offset, length)
         return memoryview(data) if len(data) == length else None
 
 

@@ -252,6 +252,9 @@ class InterleavedCatalog:
     def tidy(self) -> None:
         self.schedule.request("tidy", "catalog", self.inner.tidy)
 
+    def sweep(self) -> None:
+        self.inner.sweep()
+
     def close(self) -> None:
         self.inner.close()
 

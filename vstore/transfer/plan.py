@@ -1,4 +1,4 @@
-"""Which packs one state of a catalog needs: those that its snapshots name, followed through relocations.
+"""Which packs one state of a catalog names: those that its snapshots need, or that hold it no longer.
 
 Above: `replicate`. `vstore.ops.marks` asks the same for gc; but what is to be copied must be found whole.
 """
@@ -9,7 +9,7 @@ from vstore.errors import CorruptionError, StorageError
 from vstore.format.record import SnapshotEntry
 from vstore.handle import Handle
 from vstore.ids import PackId
-from vstore.ops.marks import Progress, Roots, final_packs
+from vstore.ops.marks import Progress, Roots
 from vstore.reachability import NeededBlob, Unreadable, Walk
 
 
@@ -25,8 +25,8 @@ class Needs:
         self._walk = Walk(handle.blobs_for(None))
         self._named: set[PackId] = set()
 
-    def packs_of(self, roots: Roots, progress: Progress) -> set[PackId]:
-        """Return the packs that hold what `roots` need, and maybe what states before needed.
+    def named_by(self, roots: Roots, progress: Progress) -> set[PackId]:
+        """Return the packs that what `roots` need was written to, and maybe some that states before named.
 
         Raises `MovedOnError` if a snapshot has expired and is gone, `CorruptionError` if metadata is damaged.
         """
@@ -39,7 +39,7 @@ class Needs:
                     self._named.add(found.ref.pack)
                 else:
                     self._named.update(found.packs)
-        return final_packs(self._named, roots.moved)
+        return self._named
 
     def _raise(self, found: Unreadable, entry: SnapshotEntry) -> None:
         if isinstance(found.error, StorageError):

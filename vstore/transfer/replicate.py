@@ -8,6 +8,9 @@ The order, which makes a copy whole or not there, whatever happens to the source
 4. The packs that it needs and that step 2 did not know of are copied.
 5. The staged state is shown, in one step.
 
+What the copy's own compact has moved stays where it is, by the copy's relocations: its gc may have deleted the packs
+that it was in, and a name that was deleted never comes back (I3).
+
 The source is only read, and nothing keeps its gc, compact and expiry back: a pack of the state that is gone before it
 was copied sends the copy back to step 2, with a newer state that does not need it. What was copied stays, for this
 round and for the next call. In the copy it is garbage if no state needs it after all.
@@ -34,10 +37,11 @@ from vstore.errors import (
     MissingBlobError,
     StorageError,
 )
+from vstore.format.record import relocations
 from vstore.handle import Handle
 from vstore.ids import PackId
 from vstore.keys.objects import PACK_PREFIX, STAGING_PREFIX, pack_name, parse_pack_name, parse_staging_name
-from vstore.ops.marks import Progress, Roots, take_roots
+from vstore.ops.marks import Progress, Roots, final_packs, take_roots
 from vstore.storage.base import Storage
 from vstore.storage.local import LocalStorage
 from vstore.transfer.catalogs import NOTHING, Staged, directory_of, stage, state_view
@@ -143,7 +147,7 @@ class _Replication:
         with self._reading() as view:
             relation = relate(self._copy, view, self._target)
             roots = take_roots(view)
-        packs = self._needs.packs_of(roots, self._progress)
+        packs = self._packs_of(roots)
         self._look_at_sizes(packs)
         present = self._list(self._target)
         absent = [pack for pack in packs if present.get(pack) != self._sizes[pack]]
@@ -161,7 +165,7 @@ class _Replication:
         with self._reading() as view:
             relation = relate(self._copy, view, self._target)
             if not relation.is_behind and relation.has_own:
-                # Its own compact may have moved what the source still has where it was.
+                # Nothing but what keeps it well was done to it, and nothing at all to the source.
                 return self._fill_report(take_roots(view), (), is_current=True)
         for _ in range(_ROUNDS):
             try:
@@ -202,7 +206,7 @@ class _Replication:
     def _round(self) -> CopyReport:
         with self._reading() as view:
             roots = take_roots(view)
-        packs = self._needs.packs_of(roots, self._progress)
+        packs = self._packs_of(roots)
         self._bring(packs)
         with self._reading() as view:
             relation = relate(self._copy, view, self._target)
@@ -211,7 +215,7 @@ class _Replication:
                 return self._fill_report(roots, packs, is_current=True)
             staged = self._stage(view)
         try:
-            packs = self._needs.packs_of(roots, self._progress)
+            packs = self._packs_of(roots)
             self._bring(packs)
             self._progress(len(packs), len(packs), "catalog put in place")
             staged.publish()
@@ -227,7 +231,7 @@ class _Replication:
         more = fillers(view.sequence + 1, last, self._handle.clock.now_us(), self._handle.author)
         # So that a gc of the copy that is at work looks anew.
         epoch = 0 if self._copy.newest == NOTHING else self._copy.epoch + 1
-        state = Exported(state_view(view), more=more, epoch=epoch)
+        state = Exported(state_view(view), more=more, marks=self._copy.moved, epoch=epoch)
         return stage(self._target, self._kind, state, self._copy.newest, self._handle.clock)
 
     def _fill_report(
@@ -248,6 +252,16 @@ class _Replication:
                     "Finish it with repo.convert_catalog(), open the repository again, then copy."
                 )
             yield view
+
+    def _packs_of(self, roots: Roots) -> set[PackId]:
+        """Return the packs that the copy must have under their own names: not those that it has relocated.
+
+        All that the source needs of such a pack was live when it was last copied, and is therefore where the copy's own
+        relocation says.
+        """
+        here = relocations(self._copy.moved).keys()
+        named = self._needs.named_by(roots, self._progress)
+        return final_packs(named - here, roots.moved)
 
     # --- packs -------------------------------------------------------------------------------------------------
 

@@ -50,7 +50,7 @@ class Copy(NamedTuple):
     """A copy as it was found; `newest` is `NOTHING` if it has no catalog yet.
 
     `own` tells whether operations of its own housekeeping may follow the last one that came from the source, which is
-    number `common`. `deleting` are packs that a gc was deleting.
+    number `common`. `deleting` are packs that a gc was deleting, `moved` those that compact replaced.
     """
 
     kind: CatalogKind | None
@@ -60,6 +60,7 @@ class Copy(NamedTuple):
     common_transaction: TransactionId | None = None
     epoch: int = 0
     deleting: tuple[PackState, ...] = ()
+    moved: tuple[PackState, ...] = ()
 
 
 class Relation(NamedTuple):
@@ -136,7 +137,7 @@ def _existing(storage: Storage, kind: CatalogKind, catalog: Catalog, identity: I
     with catalog.reading() as view:
         newest = next(view.iter_operations())
         common = _newest_of_source(view)
-        deleting = tuple(s for s in view.pack_states(None) if s.mark == PackMark.DELETING)
+        states = view.pack_states(None)
         return Copy(
             kind,
             newest.sequence,
@@ -144,7 +145,8 @@ def _existing(storage: Storage, kind: CatalogKind, catalog: Catalog, identity: I
             common.sequence,
             common.transaction,
             view.epoch,
-            deleting,
+            tuple(state for state in states if state.mark == PackMark.DELETING),
+            tuple(state for state in states if state.mark == PackMark.RELOCATED),
         )
 
 

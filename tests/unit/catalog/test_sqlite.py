@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import multiprocessing
 import os
@@ -47,6 +48,7 @@ from vstore.errors import (
     ForkedProcessError,
     InternalError,
     InvalidInputError,
+    OutcomeUnknownError,
     OutOfSpaceError,
     ReadOnlyError,
     RepositoryExistsError,
@@ -914,6 +916,49 @@ def test_a_first_transaction_that_expects_something_leaves_nothing(folder):
     assert os.listdir(folder) == []
 
 
+def test_what_a_creator_left_is_swept_away(catalog, folder):
+    left = [f"{SQLITE_FILE}.new-{'ab' * 16}{suffix}" for suffix in ("", "-wal", "-shm", "-journal")]
+    others = [f"{SQLITE_FILE}.new-mine", f"{SQLITE_FILE}.bak", "notes"]
+    for name in (*left, *others):
+        (folder / name).write_bytes(b"")
+    catalog.sweep()
+    catalog.close()
+    assert sorted(os.listdir(folder)) == sorted([SQLITE_FILE, *others])
+
+
+def test_a_creator_that_was_swept_away_has_lost(folder, monkeypatch):
+    """Gc of the repository that another made meanwhile removes the half-made catalog under its creator."""
+    from vstore.catalog import sqlite
+
+    folder.mkdir()
+    real = sqlite._build
+
+    def build(path: str, *rest: Any) -> None:
+        monkeypatch.setattr(sqlite, "_build", real)
+        real(path, *rest)
+        winner = create(folder)
+        winner.sweep()
+        winner.close()
+
+    monkeypatch.setattr(sqlite, "_build", build)
+    with pytest.raises(RepositoryExistsError):
+        create(folder)
+    assert os.listdir(folder) == [SQLITE_FILE]
+
+
+def test_a_catalog_whose_name_may_not_last_is_said_to_be_so(folder, monkeypatch):
+    from vstore.catalog import sqlite
+
+    def fail(path: str) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    folder.mkdir()
+    monkeypatch.setattr(sqlite, "sync_directory", fail)
+    with pytest.raises(OutcomeUnknownError, match="then open the repository"):
+        create(folder)
+    assert sequence_of(SqliteCatalog.open(str(folder))) == 0
+
+
 def test_creating_killed_anywhere_leaves_a_whole_catalog_or_none(tmp_path):
     in_new_process(kill_creators, str(tmp_path))
 
@@ -1014,7 +1059,7 @@ def test_a_file_system_without_trusted_locks_can_only_be_read(catalog, folder):
     catalog.close()
     assert sequence_of(shared) == 1
     for act in (shared.check_writable, lambda: shared.update(tag("v1"))):
-        with pytest.raises(UnsafeStorageError, match="local"):
+        with pytest.raises(UnsafeStorageError, match=r'repo\.convert_catalog\("log"\)'):
             act()
     assert shared.check() == []
     commit_on(catalog, MAIN, "second")

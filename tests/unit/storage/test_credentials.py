@@ -306,6 +306,13 @@ def test_options_that_obstore_refuses_are_not_repeated() -> None:
         assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
+def test_locations_that_are_refused_are_not_repeated_whole() -> None:
+    for location in (f"https:user:{SECRET}@host/a", f"s3:///a?sig={SECRET}", f"https://user:{SECRET}@host/a"):
+        with pytest.raises(InvalidInputError) as caught:
+            open_storage(location)
+        assert SECRET not in caught.value.message
+
+
 def test_without_credentials_the_user_is_told_so() -> None:
     storage = ObjectStorage(MemoryStore())
 

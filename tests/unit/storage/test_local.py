@@ -29,7 +29,7 @@ from vstore.errors import (
 )
 from vstore.ids import PackId, new_pack_id
 from vstore.keys.objects import LATEST, REPO, log_name, pack_name, probe_name, staging_name
-from vstore.storage import files, local, maps, staged
+from vstore.storage import files, local, maps, mounts, staged
 from vstore.storage.local import LocalStorage
 from vstore.storage.maps import KeptPacks
 
@@ -163,11 +163,24 @@ def test_deletes_sync_each_folder_once(storage: LocalStorage, calls: list[str]) 
 
 
 def test_the_root_is_made_durably(tmp_path: Path, calls: list[str]) -> None:
+    device = tmp_path.stat().st_dev
+    above = [f"fsync {os.path.relpath(p, tmp_path)}" for p in tmp_path.parents if p.stat().st_dev == device]
     LocalStorage(tmp_path / "a" / "b").make_root()
-    assert calls == ["mkdir a", "fsync .", "mkdir a/b", "fsync a"]
+    assert calls == [*above, "mkdir a", "fsync .", "mkdir a/b", "fsync a"]
     calls.clear()
+    # The user, or another process just now, may have made it and not synced its name.
     LocalStorage(tmp_path / "a" / "b").make_root()
-    assert calls == []
+    assert calls == ["fsync a", "fsync .", *above]
+
+
+@pytest.mark.parametrize(("code", "expected"), [(errno.EACCES, None), (errno.EIO, StorageError)])
+def test_folders_above_that_can_not_be_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, expected: type[StorageError] | None
+) -> None:
+    """One that may not even be opened is not ours to sync; a disk that fails is."""
+    fail(monkeypatch, "fsync", code)
+    with pytest.raises(expected) if expected else contextlib.nullcontext():
+        LocalStorage(tmp_path).make_root()
 
 
 def test_a_root_that_is_a_file_is_refused(tmp_path: Path) -> None:
@@ -233,6 +246,54 @@ def test_creates_on_a_failing_disk(
     assert (tmp_path / log_name(1)).exists() == made
     assert all(name.startswith(("log/", "staging/")) for name in files_in(tmp_path))
     assert list(storage.list("staging/")) == [] or function == "unlink"
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+def test_what_a_create_left_in_doubt_is_synced_before_it_is_read_back(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Whoever reads back the own record takes it for durable, which it is not while its folder can't be synced."""
+    storage.create(log_name(0), b"makes the folders")
+    with monkeypatch.context() as failing:
+        fail(failing, "fsync", code, at=1, times=3)
+        with pytest.raises(OutcomeUnknownError):
+            storage.create(log_name(1), b"record")
+        for _ in range(2):
+            with pytest.raises(StorageError, match="sync the folder"):
+                storage.read_whole(log_name(1), 10)
+        assert storage.read_whole(log_name(1), 10) == b"record"
+    synced: list[str] = []
+    monkeypatch.setattr(local, "sync_directory", synced.append)
+    assert storage.read_whole(log_name(1), 10) == b"record"
+    assert synced == [], "once is enough"
+
+
+@pytest.mark.parametrize("code", [errno.EEXIST, errno.ENOENT, errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize("landed", [True, False])
+def test_a_lost_reply_of_link_is_found_out_by_reading_back(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch, code: int, landed: bool
+) -> None:
+    """NFS repeats a request whose reply was lost, and reports what the repeat met."""
+    real = os.link
+
+    def link(source: str, target: str) -> None:
+        if landed or code == errno.EEXIST:
+            real(source, target)
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", link)
+    synced: list[str] = []
+    sync = local.sync_directory
+    monkeypatch.setattr(local, "sync_directory", lambda path: (synced.append(path), sync(path)))
+    with pytest.raises((ObjectExistsError, OutcomeUnknownError)):
+        storage.create(log_name(0), b"mine")
+    if landed or code == errno.EEXIST:
+        assert storage.read_whole(log_name(0), 10) == b"mine"
+    else:
+        with pytest.raises(ObjectNotFoundError):
+            storage.read_whole(log_name(0), 10)
+    if code != errno.EEXIST:
+        assert synced, "what may have landed unheard was never synced"
 
 
 @pytest.mark.parametrize(("function", "at"), [("fsync", 0), ("rename", 0), ("pwrite", 0)])
@@ -548,6 +609,48 @@ def test_a_file_cut_under_its_reader_is_corruption_and_kills_nobody(tmp_path: Pa
         assert storage.read(name, 19_900, 100) == BODY[19_900:20_000]
 
     run_in_child(child)  # a fault would end the child by SIGBUS
+
+
+def test_a_network_file_system_is_not_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mmap
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("mapped")
+
+    monkeypatch.setattr(mounts, "_mount_table", lambda: [mounts.Mount("/", "nfs4")])
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    storage = LocalStorage(tmp_path)
+    name = make_pack(storage)
+    assert storage.read(name, 0, len(BODY)) == BODY
+    monkeypatch.setattr(mounts, "_mount_table", lambda: [mounts.Mount("/", "ext4")])
+    with pytest.raises(AssertionError, match="mapped"):
+        LocalStorage(tmp_path).read(name, 0, 1)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_stale_file_is_opened_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """NFS says so of a file that another machine removed or replaced while it was open here."""
+    storage = LocalStorage(tmp_path, mapped=False)
+    name = make_pack(storage)
+    storage.write(LATEST, b"hint")
+    with monkeypatch.context() as stale:
+        fail(stale, "pread", errno.ESTALE, times=times)
+        assert storage.read(name, 5, 10) == BODY[5:15]
+        fail(stale, "fstat", errno.ESTALE, times=times)
+        assert storage.read_whole(LATEST, 10) == b"hint"
+    with monkeypatch.context() as stale:
+        fail(stale, "fstat", errno.ESTALE, times=100)
+        with pytest.raises(StorageError):
+            storage.read_whole(LATEST, 10)
+
+
+def test_a_disk_that_can_not_be_read_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = LocalStorage(tmp_path, mapped=False)
+    name = make_pack(storage)
+    assert storage.read(name, 0, 1) == BODY[:1]
+    fail(monkeypatch, "pread", errno.EIO, times=100)
+    with pytest.raises(StorageError, match="Check the disk"):
+        storage.read(name, 0, 1)
 
 
 def test_a_file_that_grew_is_read_to_its_end(storage: LocalStorage, tmp_path: Path) -> None:

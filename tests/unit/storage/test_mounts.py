@@ -8,6 +8,7 @@ import pytest
 
 from vstore.storage import mounts
 from vstore.storage.mounts import (
+    Mount,
     filesystem_type,
     is_local_filesystem,
     parse_mount_output,
@@ -75,7 +76,7 @@ def test_macos_mount_output(path: str, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs", "zfs", "tmpfs", "overlay", "apfs"])
 def test_local_types(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.setattr(mounts, "_mount_table", lambda: [("/", kind)])
+    monkeypatch.setattr(mounts, "_mount_table", lambda: [Mount("/", kind)])
     assert is_local_filesystem("/repo")
 
 
@@ -95,12 +96,76 @@ def test_local_types(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
         "fuse.s3fs",
         "fuseblk",
         "virtiofs",
-    ]
-    + ["autofs", "new-one"],
+        "fuse.sshfs",
+        "fuse.glusterfs",
+        "fuse.fuse-overlayfs",
+        "drvfs",
+        "vboxsf",
+        "beegfs",
+        "afs",
+        "gfs2",
+        "ocfs2",
+        "autofs",
+        "new-one",
+    ],
 )
 def test_network_and_unknown_types_are_not_local(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.setattr(mounts, "_mount_table", lambda: [("/", kind)])
+    monkeypatch.setattr(mounts, "_mount_table", lambda: [Mount("/", kind)])
     assert not is_local_filesystem("/repo")
+
+
+COVERED = """
+1 1 0:2 / / rw - rootfs rootfs rw
+26 1 8:1 / / rw - ext4 /dev/sda1 rw
+30 26 8:2 / /data/fast rw - xfs /dev/sdb rw
+31 26 0:50 / /data rw - nfs4 server:/data rw
+32 31 8:3 / /data/scratch rw - ext4 /dev/sdc rw
+40 26 8:4 / /twice rw - xfs /dev/sdd rw
+41 40 0:51 / /twice rw - cifs //nas/x rw
+50 26 0:52 / /bound rw - nfs4 server:/data rw
+51 26 8:1 /home/me/bound /from-home rw - ext4 /dev/sda1 rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/usr", "ext4"),
+        ("/data/fast/repo", "nfs4"),
+        ("/data/scratch/repo", "ext4"),
+        ("/twice/repo", "cifs"),
+        ("/bound/repo", "nfs4"),
+        ("/from-home/repo", "ext4"),
+    ],
+)
+def test_a_mount_that_another_covers_does_not_count(path: str, kind: str) -> None:
+    """A network file system mounted over a folder hides the local disk that was mounted inside it before."""
+    assert type_at(path, parse_mountinfo(COVERED)) == kind
+
+
+def test_a_root_that_is_no_mount(tmp_path: Path) -> None:
+    """In a changed root, the mount of the root itself is not in the table: unknown."""
+    table = parse_mountinfo("30 26 8:2 / /data rw - xfs /dev/sdb rw")
+    assert type_at("/usr", table) is None
+    assert type_at("/data/repo", table) == "xfs"
+
+
+def test_an_automounter_is_asked_to_mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[object] = []
+    real = os.open
+
+    def open_(path: object, *rest: int) -> int:
+        opened.append(path)
+        return real(path, *rest)  # type: ignore[call-overload, no-any-return]
+
+    def table() -> list[Mount]:
+        mounts = [Mount("/", "ext4"), Mount(os.fspath(tmp_path), "autofs", 2, 1)]
+        return [*mounts, Mount(os.fspath(tmp_path), "nfs4", 3, 2)] if opened else mounts
+
+    monkeypatch.setattr(os, "open", open_)
+    monkeypatch.setattr(mounts, "_mount_table", table)
+    assert filesystem_type(tmp_path) == "nfs4"
+    assert opened == [os.fspath(tmp_path)]
 
 
 def test_an_unreadable_table_means_unknown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -109,10 +110,45 @@ def test_housekeeping_of_a_copy_is_no_obstacle(there: str, folder: Path) -> None
                 copy.readonly_session("main", lease=timedelta(days=1)).close()
             assert repository.copy_to(place.location).is_current
             commit(repository, {"v": os.urandom(2000)})
-            assert not repository.copy_to(place.location).is_current
+            report = repository.copy_to(place.location)
+            # What the copy has compacted does not come again.
+            assert (report.is_current, report.copied_packs) == (False, 1)
+            with place.open() as copy:
+                require_sound(copy)
+                copy.garbage_collect(FUTURE)
+                require_sound(copy)
+                assert contents_of(copy) == contents_of(repository)
+
+
+@pytest.mark.parametrize("there", KINDS)
+def test_what_was_moved_there_and_then_here_is_found(there: str, folder: Path) -> None:
+    """The source's relocations lead to a pack that the copy has moved on, and whose name it has deleted."""
+    place = other_place(there, folder)
+    with Place.new("sqlite", folder).create() as repository:
+        for number in range(3):
+            commit(repository, {f"v{number}": os.urandom(700)})
+        repository.compact()
+        repository.garbage_collect(FUTURE)
+        with repository.handle.catalog.reading() as view:
+            targets = {state.target for state in view.pack_states(None)}
+        commit(repository, {"as much": os.urandom(4000)})
+        repository.copy_to(place.location, catalog=None if there == "memory" else there)
+        with place.open() as copy:
+            copy.compact()
+            copy.garbage_collect(FUTURE)
+            assert not targets & sizes(copy.handle.storage).keys()
+        for number in range(3):
+            commit(repository, {"more": bytes([number]) * 700})
+            if number == 2:
+                repository.compact()
+                repository.garbage_collect(FUTURE)
+            assert repository.copy_to(place.location).copied_packs == 1
             with place.open() as copy:
                 require_sound(copy)
                 assert contents_of(copy) == contents_of(repository)
+                copy.garbage_collect(FUTURE)
+                copy.compact()
+                require_sound(copy)
 
 
 @pytest.mark.parametrize("there", KINDS)
@@ -276,34 +312,27 @@ def test_packs_are_copied_as_they_are_and_large_ones_in_pieces(
 
 
 def test_several_at_once_within_the_bound(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packs, "MEMORY_BYTES", 30_000)
-    under_way, most = [0], [0]
+    """Of packs of 10 kB two are under way together, and never more, if 25 kB are the bound."""
+    monkeypatch.setattr(packs, "MEMORY_BYTES", 25_000)
+    together, met = threading.Barrier(2, timeout=20), threading.Event()
+    most = [0]
+    take = packs._Room.take
 
-    class Counting(FaultyStorage):
-        def open_pack(self, pack: PackId) -> Any:
-            sink = super().open_pack(pack)
-            seal = sink.seal
+    @contextmanager
+    def watched(room: Any, size: int) -> Iterator[None]:
+        with take(room, size):
+            most[0] = max(most[0], room._taken)
+            if size > 10_000 and not met.is_set():
+                together.wait()
+                met.set()
+            yield
 
-            def counted(size: int) -> None:
-                seal(size)
-                under_way[0] -= size
-
-            sink.seal = counted  # type: ignore[method-assign]
-            return sink
-
+    monkeypatch.setattr(packs._Room, "take", watched)
     with Place.new("sqlite", folder).create() as repository:
         for _ in range(12):
             commit(repository, {"v": os.urandom(10_000)})
-        room = packs._Room.take
-
-        def take(self: Any, size: int) -> Any:
-            context = room(self, size)
-            most[0] = max(most[0], self._taken)
-            return context
-
-        monkeypatch.setattr(packs._Room, "take", take)
-        repository.copy_to(Counting(ObjectStorage(MemoryStore())))
-        assert 10_000 < most[0] <= 30_000
+        repository.copy_to(MemoryStore())
+        assert 20_000 < most[0] <= 25_000
 
 
 @pytest.mark.parametrize("there", KINDS)
@@ -351,6 +380,10 @@ def test_a_damaged_source_is_not_copied(folder: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(vstore.CorruptionError, match="digest"):
             repository.copy_to(folder / "there", verify=True)
+        other = min(sizes(repository.handle.storage).items(), key=lambda item: item[1])[0]
+        path.write_bytes((place.location / pack_name(other)).read_bytes())
+        with pytest.raises(vstore.CorruptionError, match="says that it is pack"):
+            repository.copy_to(folder / "there")
         path.write_bytes(data[:-10])
         with pytest.raises(vstore.FormatError):
             repository.copy_to(folder / "there")
@@ -494,12 +527,33 @@ def test_threads_that_write_expire_compact_and_collect(folder: Path) -> None:
             assert contents_of(copy) == contents_of(repository)
 
 
+@pytest.mark.parametrize("there", KINDS)
+def test_what_is_committed_after_nearly_all_was_copied_is_there_whole(there: str, folder: Path) -> None:
+    place = other_place(there, folder)
+    with Place.new("sqlite", folder).create() as repository:
+        commit(repository, {"v": os.urandom(3000)})
+        late: list[str] = []
+
+        def act(done: int, total: int, what: str) -> None:
+            if what.startswith("bytes") and done == total and not late:
+                late.append("")
+                late[0] = commit(repository, {"late": os.urandom(3000)})
+
+        report = repository.copy_to(
+            place.location, catalog=None if there == "memory" else there, progress=act
+        )
+        assert report.copied_packs == report.packs == 3
+        with place.open() as copy:
+            assert copy.lookup_branch("main") == late[0]
+            require_sound(copy)
+
+
 def test_gives_up_when_the_source_never_stands_still(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(*arguments: object) -> None:
         raise MovedOnError("gone")
 
     with Place.new("sqlite", folder).create() as repository:
-        monkeypatch.setattr(Needs, "packs_of", gone)
+        monkeypatch.setattr(Needs, "named_by", gone)
         with pytest.raises(vstore.StorageError, match="10 tries"):
             repository.backup(folder / "there")
         assert not vstore.Repository.exists(folder / "there")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Callable, Iterator
 
 from vstore.catalog.base import (
@@ -22,7 +23,7 @@ from vstore.catalog.base import (
     check_transaction,
 )
 from vstore.catalog.sqlite.connection import Access, Connection, create_file, damage, migrate
-from vstore.catalog.sqlite.pool import Pool
+from vstore.catalog.sqlite.pool import Pool, find_trouble
 from vstore.catalog.sqlite.rows import (
     INDEX,
     Head,
@@ -41,7 +42,9 @@ from vstore.errors import (
     CommitOutcomeUnknownError,
     FormatError,
     InvalidInputError,
+    OutcomeUnknownError,
     OutOfSpaceError,
+    ReadOnlyError,
     RepositoryExistsError,
     StorageError,
     UnsafeStorageError,
@@ -57,6 +60,8 @@ __all__ = ["SqliteCatalog", "publish_file"]
 
 
 _FREE_PART = 10
+_SUFFIXES = ("", "-wal", "-shm", "-journal")
+_HALF_MADE = re.compile(rf"{re.escape(SQLITE_FILE)}\.new-[0-9a-f]{{32}}({'|'.join(_SUFFIXES)})")
 
 
 class SqliteCatalog:
@@ -93,21 +98,35 @@ class SqliteCatalog:
     def create(cls, directory: str, identity: Identity, first: Transaction) -> SqliteCatalog:
         """Make a catalog whose operation 0 is `first`; of racing creators one succeeds.
 
-        Raises `RepositoryExistsError` if there is one. A crash leaves either all of it under its name, or none
-        and files called `catalog.sqlite.new-*`, which may be deleted.
+        Raises `RepositoryExistsError` if there is one, `OutcomeUnknownError` if it was made but a power cut might take
+        it away. A crash leaves either all of it under its name, or none; and files called `catalog.sqlite.new-*`,
+        which `sweep` deletes.
         """
         check_transaction(first)
         catalog = cls(directory)
         if cls.exists(directory):
             raise _exists_error(catalog.directory)
         if not catalog._pool.can_lock():
-            catalog.check_writable()
+            raise UnsafeStorageError(
+                f"{catalog._path!r} can't be made: its folder is not on a file system known to be local, and SQLite's "
+                'locks can\'t be trusted on others. Create the repository with catalog="log", the default there.'
+            )
         temporary = f"{catalog._path}.new-{new_nonce().hex()}"
         try:
             _build(temporary, identity, first)
             publish_file(temporary, catalog._path)
+        except OutcomeUnknownError:
+            raise
+        except (StorageError, ReadOnlyError) as error:
+            # Another creator was quicker, and gc may already have swept away what this one was making.
+            if cls.exists(directory):
+                raise _exists_error(catalog.directory) from error
+            trouble = find_trouble(catalog.directory)
+            if trouble is None:
+                raise
+            raise storage_error(trouble, "create", catalog._path) from error
         finally:
-            for suffix in ("", "-wal", "-shm"):
+            for suffix in _SUFFIXES:
                 with contextlib.suppress(OSError):
                     os.unlink(temporary + suffix)
         return catalog
@@ -152,8 +171,8 @@ class SqliteCatalog:
         if not self._pool.can_lock():
             raise UnsafeStorageError(
                 f"{self._path!r} can't be written: its folder is not on a file system known to be local, and "
-                "SQLite's locks can't be trusted on others, so that commits could be lost. Write on the machine that "
-                "has the disk, or to a copy on a local disk."
+                "SQLite's locks can't be trusted on others, so that commits could be lost. Convert the repository, "
+                'while nobody writes to it, by repo.convert_catalog("log"); or write on the machine that has the disk.'
             )
         raise AccessDeniedError(
             f"{self._path!r} can only be read: this process may not write to the file or to its folder. Check "
@@ -175,15 +194,17 @@ class SqliteCatalog:
             view = self._begin(connection, "BEGIN IMMEDIATE")
             try:
                 done = view.find_transaction(transaction.transaction, transaction.since)
-                if done is not None:
+                if done is not None and transaction.transaction not in self._unsettled:
                     return Applied(done)
-                refusals = check_preconditions(view, transaction)
+                refusals = () if done else check_preconditions(view, transaction)
                 if refusals and transaction.transaction not in self._unsettled:
                     return Refused(refusals, view.sequence, view.epoch)
                 # Refused while frames of an earlier try may still be on the disk: write over them, then look again.
+                # Found, but by its own word not synced (they came back when the log was recovered): sync it first.
+                settles = bool(refusals or done)
                 planned = (
                     plan_no_operation(view, transaction)
-                    if refusals
+                    if settles
                     else plan(view, transaction, view.sequence + 1)
                 )
                 after = apply_plan(connection, view, planned, self._verified)
@@ -191,22 +212,34 @@ class SqliteCatalog:
                 view.end()
             if not _commit(connection):
                 self._unsettled.add(transaction.transaction)
+                if settles:
+                    raise self._unknown(transaction)
                 return self._find_outcome(transaction)
             self._verified.follow(view.head, after)
             self._unsettled.discard(transaction.transaction)
-            return None if refusals else Applied(planned.operation)
+            return None if settles else Applied(planned.operation)
 
     def _find_outcome(self, transaction: Transaction) -> Outcome:
-        """Look up, on another connection, whether a commit whose COMMIT failed is in the catalog."""
+        """Look up, on another connection, whether a commit whose COMMIT failed is in the catalog.
+
+        The connection that failed is still open, so the log is not recovered from what its sync may have lost: if the
+        transaction is seen, SQLite has synced it and failed after that.
+        """
         with contextlib.suppress(StorageError), self.reading() as view:
             done = view.find_transaction(transaction.transaction, transaction.since)
             if done is not None:
                 return Applied(done)
+        raise self._unknown(transaction)
+
+    def _unknown(self, transaction: Transaction) -> CommitOutcomeUnknownError:
         # Not there now; but frames that reached the disk may come back when the write-ahead log is next recovered.
         text = transaction.transaction.hex()
-        raise CommitOutcomeUnknownError(
-            f"{self._path!r}: the disk failed while transaction {text} was being committed, so it may or may not "
-            "be there when the catalog is next opened. Check the disk, open the repository again, and retry.",
+        trouble = find_trouble(self.directory)
+        found = "" if trouble is None else f" (a trial write there failed too: {trouble.strerror})"
+        return CommitOutcomeUnknownError(
+            f"{self._path!r}: the disk failed while transaction {text} was being committed{found}, so it may or may "
+            "not be there when the catalog is next opened. Check the disk and the system's log, then retry: that "
+            "settles it, and nothing is lost or done twice.",
             transaction_id=text,
         )
 
@@ -219,6 +252,16 @@ class SqliteCatalog:
                 # Waits for readers and writers as an update does; durable as one.
                 connection.rows("VACUUM")
             connection.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def sweep(self) -> None:
+        try:
+            for name in os.listdir(self.directory):
+                if _HALF_MADE.fullmatch(name):
+                    # Of a creator that crashed, or that has lost: the catalog is there.
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(os.path.join(self.directory, name))
+        except OSError as error:
+            raise storage_error(error, "clean up", self.directory) from error
 
     def check(self) -> list[str]:
         found: list[str] = []
@@ -347,7 +390,10 @@ def publish_file(temporary: str, path: str) -> None:
     try:
         sync_directory(folder)
     except OSError as error:
-        raise storage_error(error, "sync the folder", folder) from error
+        raise OutcomeUnknownError(
+            f"{path!r} was made, but its folder can't be synced ({error.strerror}): whether it would survive a power "
+            "cut is unknown. Check the disk and the system's log; then open the repository."
+        ) from error
 
 
 def _exists_error(directory: str) -> VStoreError:

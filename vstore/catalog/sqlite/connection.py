@@ -39,6 +39,7 @@ _MAX_ROW_BYTES = 64 * 1024 * 1024
 _JOURNAL_LIMIT_BYTES = 1024 * 1024
 """About the size at which SQLite checkpoints by itself (1,000 pages); a longer log is cut back to it."""
 _COPY_TRIES = 8
+_ALONE_TIMEOUT_MS = 1000
 _COMPUTES = re.compile(rb"\b(?:as|check|collate|default|generated|references|virtual)\b", re.IGNORECASE)
 """Words that make SQLite compute what a table's rows are, or run code of others; no step of the migrations has one."""
 
@@ -288,8 +289,19 @@ def _connect_copy(path: str) -> Connection:
     )
 
 
-def _copy(path: str) -> Connection:
-    source = _open(path, "ro", Access.COPY, immutable=True)
+def connect_alone(path: str) -> Connection:
+    """Return a connection to a copy of a catalog whose write-ahead log has no index, where there is no room for one.
+
+    With the file to itself SQLite keeps the index in memory. Whoever has the file open keeps the index there, too.
+    """
+    return _copy(path, alone=True)
+
+
+def _copy(path: str, *, alone: bool = False) -> Connection:
+    source = _open(path, "rw" if alone else "ro", Access.COPY, immutable=not alone)
+    if alone:
+        source.rows(f"PRAGMA busy_timeout = {_ALONE_TIMEOUT_MS}")
+        source.rows("PRAGMA locking_mode = EXCLUSIVE")
     raw = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
     try:
         assert source._raw is not None

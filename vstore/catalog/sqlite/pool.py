@@ -13,13 +13,23 @@ awaited for a moment, and a child that has inherited one all the same refuses th
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 
-from vstore.catalog.sqlite.connection import Access, Connection, connect, file_of, forked_error, stamp_of
-from vstore.errors import AccessDeniedError, OutOfSpaceError, ReadOnlyError, StorageError, VStoreError
+from vstore.catalog.sqlite.connection import (
+    Access,
+    Connection,
+    connect,
+    connect_alone,
+    file_of,
+    forked_error,
+    stamp_of,
+)
+from vstore.errors import AccessDeniedError, ReadOnlyError, StorageError, VStoreError
+from vstore.storage.files import FULL, pwrite_all, storage_error
 
 _MAX_IDLE = 4
 _ROOM_BYTES = 128 * 1024
@@ -134,14 +144,16 @@ class Pool:
         except VStoreError as error:
             # Whether there is a writer, and who may write, may have changed.
             self._access = None
-            if not isinstance(error, StorageError) or not _is_full(os.path.dirname(self.path)):
+            if not isinstance(error, StorageError):
                 raise
-            if for_reading and stamp_of(self.path) is not None:
+            trouble = find_trouble(os.path.dirname(self.path))
+            if trouble is None or trouble.errno not in FULL:
+                raise
+            if for_reading:
                 # SQLite makes a file beside the database even to read it; there is no room for it.
-                return connect(self.path, Access.COPY)
-            raise OutOfSpaceError(
-                f"{self.path!r} can't be opened: there is no space left on its disk. Free some, then try again."
-            ) from error
+                is_whole = stamp_of(self.path) is not None
+                return connect(self.path, Access.COPY) if is_whole else connect_alone(self.path)
+            raise storage_error(trouble, "open", self.path) from error
 
     def _is_current(self, connection: Connection) -> bool:
         """Tell whether a connection is to what has the name now: a catalog that was converted is removed."""
@@ -248,10 +260,26 @@ if hasattr(os, "register_at_fork"):
     )
 
 
-def _is_full(folder: str) -> bool:
-    """Tell whether the disk has no room for the files that SQLite makes beside a database."""
+def find_trouble(folder: str) -> OSError | None:
+    """Return why nothing can be written in `folder`, if that is so: SQLite tells a quota from a broken disk not at all.
+
+    Tried with a file that never has a name, so that nothing is left behind.
+    """
     try:
+        fd = os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o600)
+    except AttributeError:
+        # macOS
         found = os.statvfs(folder)
-    except OSError:
-        return False
-    return found.f_bavail * found.f_frsize < _ROOM_BYTES
+        is_full = found.f_bavail * found.f_frsize < _ROOM_BYTES
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if is_full else None
+    except OSError as error:
+        return None if error.errno in (errno.EOPNOTSUPP, errno.EISDIR) else error
+    try:
+        # Enough for the files that SQLite makes beside a database.
+        pwrite_all(fd, 0, [bytes(_ROOM_BYTES)])
+        os.fsync(fd)
+    except OSError as error:
+        return error
+    finally:
+        os.close(fd)
+    return None

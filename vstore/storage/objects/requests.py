@@ -23,7 +23,7 @@ from vstore.storage.objects.secrets import Redactor
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>\s*(\w+)\s*</Code>|\(code: (\w+)\)")
-_RANGE = re.compile(r"range", re.IGNORECASE)
+_RANGE = re.compile(r"range|Requested \d+\.\.\d+, got", re.IGNORECASE)
 _NOT_PARTIAL = re.compile(r"non-partial response when range requested|Range request not supported")
 _NO_CREDENTIALS = re.compile(r"Error performing \w+ http://(169\.254\.169\.254|\[fd00:ec2|metadata)")
 
