@@ -25,6 +25,8 @@ from vstore.catalog.base import (
     PROTECTED,
     STATUS,
     AddSnapshot,
+    Catalog,
+    CatalogView,
     Identity,
     RefIs,
     SetRef,
@@ -108,6 +110,7 @@ class Repository(Maintenance):
     def __init__(self, handle: Handle, default_metadata: Mapping[str, Any] | None = None) -> None:
         self._handle = handle
         self._default_metadata = dict(default_metadata or {})
+        self._is_config_recalled = False
 
     # --- opening ---------------------------------------------------------------------------------------------
 
@@ -171,13 +174,17 @@ class Repository(Maintenance):
         """
         storage = open_storage(location, options=storage_options)
         catalog = open_catalog(storage, PackSpill(storage))
+        recalled = None
         if config is None:
-            with catalog.reading() as view:
-                stored = view.value(CONFIG)
-            config = RepositoryConfig() if stored is None else RepositoryConfig.from_json(stored)
+            # On an object store, looking anew would be a round trip: the first session, which looks anyway, makes sure.
+            seen = catalog.recall()
+            recalled = None if seen is None else seen.value(CONFIG)
+            config = _stored_config(catalog) if recalled is None else RepositoryConfig.from_json(recalled)
         name = default_author() if author is None else author
         virtual = VirtualReader(authorize_virtual_chunk_access or ())
-        return cls(Handle(storage, catalog, virtual, config, name, clock))
+        repository = cls(Handle(storage, catalog, virtual, config, name, clock))
+        repository._is_config_recalled = recalled is not None
+        return repository
 
     @classmethod
     def open_or_create(
@@ -206,8 +213,7 @@ class Repository(Maintenance):
 
     def close(self) -> None:
         """Let go of files, maps and connections; the object opens them again if it is used afterwards."""
-        self._handle.catalog.close()
-        self._handle.storage.close()
+        self._handle.close()
 
     def __enter__(self) -> Repository:
         return self
@@ -265,7 +271,9 @@ class Repository(Maintenance):
     def _resolve_at(
         self, branch: str | None, tag: str | None, snapshot_id: str | None, as_of: datetime | None
     ) -> SnapshotEntry:
+        self._expect(branch if as_of is None else None)
         with self._handle.catalog.reading() as view:
+            self._settle_config(view)
             entry = resolve(view, branch, tag, snapshot_id)
             if as_of is not None:
                 if snapshot_id is not None:
@@ -278,10 +286,29 @@ class Repository(Maintenance):
                 entry = found
         return entry
 
+    def _expect(self, branch: str | None) -> None:
+        """Begin to fetch what a branch held when the catalog was looked at last, while it is looked at anew."""
+        handle = self._handle
+        seen = None if branch is None or handle.storage.is_local else handle.catalog.recall()
+        head = None if seen is None else seen.ref(RefKind.BRANCH, str(branch))
+        entry = None if seen is None or head is None else seen.snapshot(head)
+        if entry is not None:
+            handle.expect(entry)
+
+    def _settle_config(self, view: CatalogView) -> None:
+        """Take the settings as they are now, if those at hand may be older."""
+        if self._is_config_recalled:
+            stored = view.value(CONFIG)
+            config = RepositoryConfig() if stored is None else RepositoryConfig.from_json(stored)
+            self._handle = self._handle.with_config(config)
+            self._is_config_recalled = False
+
     def writable_session(self, branch: str) -> Session:
         """Open a session on a branch's head that can change and commit."""
         self._handle.catalog.check_writable()
+        self._expect(branch)
         with self._handle.catalog.reading() as view:
+            self._settle_config(view)
             require_online(view)
             entry, epoch = require_entry(view, require_branch(view, branch)), view.epoch
         return Session(
@@ -622,11 +649,14 @@ class Repository(Maintenance):
     @property
     def config(self) -> RepositoryConfig:
         """The settings that this object works with."""
+        if self._is_config_recalled:
+            with self._handle.catalog.reading() as view:
+                self._settle_config(view)
         return self._handle.config
 
     def save_config(self) -> None:
         """Persist this object's settings for everybody who opens the repository from now on."""
-        refs.set_value(self._handle, OperationKind.SET_CONFIG, CONFIG, self._handle.config.to_json)
+        refs.set_value(self._handle, OperationKind.SET_CONFIG, CONFIG, self.config.to_json)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -706,6 +736,12 @@ class Repository(Maintenance):
 def open(location: Location, **options: Any) -> Repository:  # noqa: A001
     """Open the repository at a path, a URL or in an obstore store: `Repository.open` by a shorter name."""
     return Repository.open(location, **options)
+
+
+def _stored_config(catalog: Catalog) -> RepositoryConfig:
+    with catalog.reading() as view:
+        stored = view.value(CONFIG)
+    return RepositoryConfig() if stored is None else RepositoryConfig.from_json(stored)
 
 
 def _first_transaction(

@@ -34,7 +34,7 @@ from vstore.catalog.log_check import iter_log_damage
 from vstore.catalog.log_head import KEPT_RECORDS, Head, LogReader, Newest
 from vstore.catalog.log_patience import Patience
 from vstore.catalog.log_probe import probe
-from vstore.catalog.log_state import POLICY, LogView, apply, plan_spill, spill
+from vstore.catalog.log_state import POLICY, EntriesView, LogView, apply, plan_spill, spill
 from vstore.catalog.state import Plan, decode_identity, encode_identity, find_damage, plan, plan_no_operation
 from vstore.clock import SYSTEM_CLOCK, Clock
 from vstore.errors import (
@@ -130,10 +130,18 @@ class LogCatalog:
 
     @classmethod
     def open(cls, storage: Storage, spill_store: SpillStore, *, clock: Clock = SYSTEM_CLOCK) -> LogCatalog:
-        """Open the log in `storage`; nothing is written."""
+        """Open the log in `storage`; nothing is written.
+
+        One request, if there is a hint: it proves that there is a log, and says what is required to read it. Whether
+        the log goes on from there is asked by whoever looks at the state.
+        """
         catalog = cls(storage, spill_store, clock=clock)
-        with catalog.reading():
-            return catalog
+        hint = catalog._reader.hint()
+        if hint is None:
+            catalog._resolve()
+        else:
+            catalog._see(hint)
+        return catalog
 
     @classmethod
     def create(
@@ -197,8 +205,14 @@ class LogCatalog:
     def reading(self) -> Iterator[LogView]:
         yield self._view(self._resolve())
 
+    def recall(self) -> LogView | None:
+        head = self._seen.get()
+        return None if head is None else EntriesView(head.record, self._pages)
+
     def _resolve(self) -> Head:
-        head = self._reader.resolve(self._seen.get())
+        return self._see(self._reader.resolve(self._seen.get()))
+
+    def _see(self, head: Head) -> Head:
         # Refuse a repository that needs a newer vstore before anything is believed of it.
         decode_identity(head.record.identity)
         return self._seen.advance(head)

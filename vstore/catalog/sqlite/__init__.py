@@ -129,6 +129,9 @@ class SqliteCatalog:
             finally:
                 view.end()
 
+    def recall(self) -> None:
+        return None
+
     def _begin(self, connection: Connection, statement: str) -> SqliteView:
         connection.rows(statement)
         view = SqliteView(connection, self._verified)
