@@ -94,17 +94,12 @@ class Handle(msgspec.Struct, frozen=True):
     def open_snapshot(self, entry: SnapshotEntry) -> BlobReader:
         """Return a reader for a snapshot, with its commit's metadata fetched ahead where that saves requests."""
         blobs = self.blobs_for(entry.id)
-        self._prefetch(blobs, entry)
+        blobs.prefetch(entry.ref, entry.stretch_offset, entry.stretch_length)
         return blobs
 
     def expect(self, entry: SnapshotEntry) -> None:
         """Begin to fetch the metadata of a snapshot that is likely to be opened next; does not wait."""
-        self._prefetch(self.blobs_for(None), entry)
-
-    def _prefetch(self, blobs: BlobReader, entry: SnapshotEntry) -> None:
-        # Who has the snapshot has its pages too, as a rule: it made them, or read them just now.
-        if not self.storage.is_local and not blobs.has_snapshot(entry.ref):
-            blobs.prefetch(entry.ref.pack, entry.stretch_offset, entry.stretch_length)
+        self.blobs_for(None).prefetch(entry.ref, entry.stretch_offset, entry.stretch_length)
 
     def close(self) -> None:
         """Let go of files, maps, threads and connections; they are made again if the handle is used afterwards."""

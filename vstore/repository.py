@@ -173,11 +173,12 @@ class Repository(Maintenance):
         Raises `RepositoryNotFoundError` if there is none, `UnsupportedFormatError` if it needs a newer vstore.
         """
         storage = open_storage(location, options=storage_options)
-        catalog = open_catalog(storage, PackSpill(storage))
+        # On an object store, looking for the newest state is a round trip: the first session, which looks anyway, makes
+        # it together with the request for that state's metadata, and sees whether these settings are the newest.
+        catalog = open_catalog(storage, PackSpill(storage), look=False)
         recalled = None
         if config is None:
-            # On an object store, looking anew would be a round trip: the first session, which looks anyway, makes sure.
-            seen = catalog.recall()
+            seen = None if storage.is_local else catalog.recall()
             recalled = None if seen is None else seen.value(CONFIG)
             config = _stored_config(catalog) if recalled is None else RepositoryConfig.from_json(recalled)
         name = default_author() if author is None else author

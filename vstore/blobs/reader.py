@@ -125,10 +125,6 @@ class BlobReader:
             remember_snapshot(ref, snapshot)
         return snapshot
 
-    def has_snapshot(self, ref: BlobRef) -> bool:
-        """Tell whether a snapshot is at hand."""
-        return CACHE.get(("snapshot", ref.digest)) is not None
-
     def metadata(self, ref: BlobRef, what: str) -> memoryview:
         """Return a whole blob's verified bytes; `what` says what it holds, for messages."""
         if ref.length > _MAX_METADATA_BYTES:
@@ -139,13 +135,16 @@ class BlobReader:
         """Return what `make` makes of metadata; where that may take a request, one thread does it for all."""
         return make() if self.remote is None else _ONCE.run(key, make)
 
-    def prefetch(self, pack: PackId, offset: int, length: int) -> None:
-        """Fetch the stretch of a pack that holds a commit's metadata, so that its blobs need no more requests.
+    def prefetch(self, snapshot: BlobRef, offset: int, length: int) -> None:
+        """Begin to fetch the stretch of a pack that holds a commit's metadata, so that its blobs need no more requests.
 
-        Does not wait for it. Only a help: nothing is verified here, and a failure shows when a blob is read.
+        Only where that saves some: not of a snapshot that is at hand, for so are its pages, as a rule. Nothing is
+        waited for or verified here, and a failure shows when a blob is read.
         """
-        if self.remote is not None and 0 < length <= _STRETCH_LIMIT_BYTES:
-            self.remote.fetcher.begin(pack, offset, offset + length)
+        if self.remote is None or not 0 < length <= _STRETCH_LIMIT_BYTES:
+            return
+        if CACHE.get(("snapshot", snapshot.digest)) is None:
+            self.remote.fetcher.begin(snapshot.pack, offset, offset + length)
 
     def _decoded(self, decode: Callable[[memoryview], T], data: memoryview, ref: BlobRef) -> T:
         try:

@@ -194,11 +194,14 @@ class PackReads:
 
     def use(self, stretch: Stretch, wanted: Wanted, ahead_bytes: int) -> list[Stretch]:
         """Note that something of a known stretch is asked for; return new ones, at most `ahead_bytes`, ahead of it."""
-        stretch.left -= wanted.stop - wanted.start
+        size = wanted.stop - wanted.start
         stream = stretch.stream
+        if stream is not None:
+            # What is read again is not used twice.
+            stream.used += max(min(size, stretch.left), 0)
+        stretch.left -= size
         if stream is None or wanted.stop <= stream.asked:
             return []
-        stream.used += min(wanted.stop - wanted.start, wanted.stop - stream.asked)
         stream.asked = wanted.stop
         window = stream.window(min(ahead_bytes, MAX_AHEAD_BYTES))
         # A short stream goes on when its end is near: at first each request is a round trip that should bring twice as

@@ -36,9 +36,10 @@ def find_catalog(storage: Storage) -> CatalogKind | None:
     return "sqlite" if has_sqlite else "log" if has_log else None
 
 
-def open_catalog(storage: Storage, spill: SpillStore) -> Catalog:
+def open_catalog(storage: Storage, spill: SpillStore, *, look: bool = True) -> Catalog:
     """Open the catalog in `storage`; nothing is written.
 
+    Without `look`, that of an object store is not asked what is newest: its first view will be.
     One on a file system where it can't be written safely is opened all the same: `check_writable` says so.
     """
     directory = _directory_of(storage)
@@ -51,7 +52,7 @@ def open_catalog(storage: Storage, spill: SpillStore) -> Catalog:
     if directory is None or kind == "log":
         from vstore.catalog.log import LogCatalog
 
-        return LogCatalog.open(storage, spill)
+        return LogCatalog.open(storage, spill, look=look or storage.is_local)
     from vstore.catalog.sqlite import SqliteCatalog
 
     return SqliteCatalog.open(directory)

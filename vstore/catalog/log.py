@@ -129,14 +129,16 @@ class LogCatalog:
         return LogReader(storage).is_present(0)
 
     @classmethod
-    def open(cls, storage: Storage, spill_store: SpillStore, *, clock: Clock = SYSTEM_CLOCK) -> LogCatalog:
+    def open(
+        cls, storage: Storage, spill_store: SpillStore, *, clock: Clock = SYSTEM_CLOCK, look: bool = True
+    ) -> LogCatalog:
         """Open the log in `storage`; nothing is written.
 
-        One request, if there is a hint: it proves that there is a log, and says what is required to read it. Whether
-        the log goes on from there is asked by whoever looks at the state.
+        Without `look` the hint will do, if there is one: one request, which proves that there is a log, and says what
+        is required to read it. Whether the log goes on from there, and requires more, is seen by the first view.
         """
         catalog = cls(storage, spill_store, clock=clock)
-        hint = catalog._reader.hint()
+        hint = None if look else catalog._reader.hint()
         if hint is None:
             catalog._resolve()
         else:
