@@ -35,6 +35,7 @@ class Remote:
         self.latency = LatencyStore(MemoryStore(), 0)
         self.distance_s = distance_s
         self.names: list[tuple[str, str]] = []
+        self.ranges: list[tuple[str, int, int]] = []
         self.bytes_read = 0
         self.meeting: threading.Barrier | None = None
         self.storage = _NotingStorage(self.latency)
@@ -47,6 +48,7 @@ class Remote:
     def reset(self) -> None:
         self.latency.reset()
         self.names.clear()
+        self.ranges.clear()
         self.bytes_read = 0
 
     def another(self) -> vstore.Repository:
@@ -62,6 +64,7 @@ class _NotingStorage(ObjectStorage):
 
     def read(self, name: str, offset: int, length: int) -> memoryview:
         self._note("read", name)
+        self.remote.ranges.append((name, offset, length))
         self.remote.bytes_read += length
         return super().read(name, offset, length)
 
@@ -352,8 +355,7 @@ def test_concurrent_look_ups_fetch_a_manifest_once(distant: Remote) -> None:
     array = opened(distant.another())
     distant.reset()
     array[:]
-    manifests = 1
-    assert distant.requests["get_range"] <= manifests + 4
+    assert len(distant.ranges) == len(set(distant.ranges)) > 1
 
 
 def test_ranges_of_a_shard_take_one_request_once_its_index_is_known(remote: Remote) -> None:
