@@ -68,32 +68,35 @@ def s3rver() -> Iterator[str]:
 
 @contextmanager
 def rclone() -> Iterator[str]:
-    """Run another S3 server that accepts conditions and ignores them; yield its URL. `BUCKET` is there."""
+    """Run another S3 server that accepts conditions and ignores them; yield its URL. `BUCKET` is there.
+
+    Its keys are "accesskey" and "secretkey"; shorter ones it refuses.
+    """
     command = find("rclone")
     with tempfile.TemporaryDirectory(prefix="vstore-rclone-") as folder:
         (Path(folder) / BUCKET).mkdir()
-        arguments = [command, "serve", "s3", "--auth-key", "id,key", folder]
+        arguments = [command, "serve", "s3", "--auth-key", "accesskey,secretkey", folder]
         with server(lambda port: ([*arguments, "--addr", f"127.0.0.1:{port}"], {})) as url:
             yield url
 
 
 @contextmanager
-def nginx(root: Path) -> Iterator[str]:
-    """Serve the files below `root` by a static web server; yield its URL."""
+def nginx(root: Path, settings: str = "") -> Iterator[str]:
+    """Serve the files below `root` by a static web server, with more `settings`; yield its URL."""
     command = find("nginx")
     # Its workers run as another user, who may read what all may read, so its own files are in a folder for all.
     with tempfile.TemporaryDirectory(prefix="vstore-nginx-") as folder:
 
         def arguments(port: int) -> tuple[list[str], dict[str, str]]:
             configuration = Path(folder) / "nginx.conf"
-            configuration.write_text(_nginx_configuration(folder, port, root))
+            configuration.write_text(_nginx_configuration(folder, port, root, settings))
             return [command, "-c", os.fspath(configuration), "-e", "stderr"], {}
 
         with server(arguments) as url:
             yield url
 
 
-def _nginx_configuration(folder: str, port: int, root: Path) -> str:
+def _nginx_configuration(folder: str, port: int, root: Path, settings: str) -> str:
     paths = "".join(
         f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
@@ -102,7 +105,7 @@ def _nginx_configuration(folder: str, port: int, root: Path) -> str:
         {user} daemon off; worker_processes 1; pid {folder}/pid;
         events {{}}
         http {{ access_log {folder}/access.log; {paths}
-            server {{ listen 127.0.0.1:{port}; root {root}; }} }}
+            server {{ listen 127.0.0.1:{port}; root {root}; {settings} }} }}
     """
 
 
@@ -118,6 +121,17 @@ def azure_store(url: str, prefix: str | None = None, **settings: Any) -> AzureSt
     settings = {"account_name": AZURE_ACCOUNT, "account_key": AZURE_KEY} | settings
     client_options = {"allow_http": True} | settings.pop("client_options", {})
     return AzureStore(CONTAINER, prefix=prefix, endpoint=url, client_options=client_options, **settings)
+
+
+def set_s3_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let stores that come by a pickle, here and in processes started later, find the credentials of `s3_store`."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "key")
+
+
+def set_azure_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do the same for `azure_store`."""
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", AZURE_KEY)
 
 
 def find(command: str) -> str:

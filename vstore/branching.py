@@ -6,13 +6,13 @@ Below: `merge`, `history`, `session`; above: `repository`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from vstore.catalog.base import CatalogView, RefIs, Retained, SetRef
 from vstore.comparison import snapshot_tree
+from vstore.config import load_object
 from vstore.errors import (
     ConflictError,
     InvalidInputError,
@@ -40,6 +40,7 @@ from vstore.merge.three_way import merge_trees
 from vstore.rebase import Changes, Origin
 from vstore.refs import Change, apply
 from vstore.session import Session
+from vstore.storage.base import require_writable
 from vstore.worktree import Worktree
 from vstore.worktree.copying import copy_worktree
 
@@ -93,6 +94,7 @@ def merge(
 ) -> str:
     """Merge, and return the id of the branch's new head, or of its head if the source is in it already."""
     make_solver(request.solver)
+    require_writable(handle.storage)
 
     def attempt() -> str:
         with handle.catalog.reading() as view:
@@ -115,6 +117,7 @@ def merge(
 def merge_session(handle: Handle, request: MergeRequest, defaults: Mapping[str, Any]) -> Session:
     """Return a session on the branch whose changes are the merge's."""
     solver = make_solver(request.solver)
+    require_writable(handle.storage)
     with handle.catalog.reading() as view:
         epoch = view.epoch
         head, source = _ends(view, request)
@@ -230,6 +233,7 @@ def cherry_pick(
 ) -> str:
     """Put what one commit changed onto a branch; its message and metadata go along."""
     make_solver(solver)
+    require_writable(handle.storage)
     with handle.catalog.reading() as view:
         picked = find_source(view, snapshot)
         before = _parent_of(view, picked, parent, "picked")
@@ -255,6 +259,7 @@ def revert(
 ) -> str:
     """Undo, on a branch, what one commit changed, or all commits after `since` up to that one."""
     make_solver(solver)
+    require_writable(handle.storage)
     with handle.catalog.reading() as view:
         undone = find_source(view, snapshot)
         if since is None:
@@ -327,5 +332,5 @@ def _parent_of(view: CatalogView, entry: SnapshotEntry, number: int | None, done
 def _text_of(handle: Handle, entry: SnapshotEntry) -> tuple[str, dict[str, Any]]:
     if entry.info is None:
         snapshot = handle.blobs_for(entry.id).snapshot(entry.ref)
-        return snapshot.message, json.loads(snapshot.metadata)
-    return entry.info[0], json.loads(entry.info[1])
+        return snapshot.message, load_object(snapshot.metadata, "a snapshot's metadata")
+    return entry.info[0], load_object(entry.info[1], "a snapshot's metadata")

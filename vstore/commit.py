@@ -38,6 +38,7 @@ from vstore.catalog.base import (
     Update,
     ValueIs,
 )
+from vstore.catalog.base import settle as catalog_settle
 from vstore.errors import (
     ConflictError,
     MissingBlobError,
@@ -64,7 +65,6 @@ _UPLOAD_TRIES = 3
 _EPOCH_TRIES = 20
 MOVED_TRIES = 5
 """How often a commit is prepared anew because compact moved what it points at."""
-_NO_EPOCH = -1
 
 
 Encode: TypeAlias = Callable[[Worktree, MetadataBatch], EncodedTree]
@@ -208,17 +208,9 @@ def publish(handle: Handle, prepared: Prepared, registered: SessionId | None = N
         # A collector moved since the session began, which may have sealed packs before this commit.
         _check_present(handle, prepared.packs)
     for _ in range(_EPOCH_TRIES):
+        conditions = (online, EpochIs(epoch), *_preconditions(prepared, registered))
         outcome = handle.catalog.update(
-            Transaction(
-                prepared.transaction,
-                prepared.since,
-                request.kind,
-                prepared.entry.time_us,
-                handle.author,
-                (online, EpochIs(epoch), *_preconditions(prepared, registered)),
-                _updates(prepared, registered),
-                request.details,
-            )
+            _transaction(prepared, handle.author, conditions, _updates(prepared, registered))
         )
         if isinstance(outcome, Applied):
             return prepared.entry.id
@@ -236,21 +228,26 @@ def publish(handle: Handle, prepared: Prepared, registered: SessionId | None = N
 
 
 def settle(handle: Handle, prepared: Prepared) -> bool:
-    """Tell whether a commit whose outcome was unknown, or that was interrupted, is in the catalog.
+    """Tell whether a commit whose outcome was unknown, or that was interrupted, is in the catalog."""
+    return catalog_settle(handle.catalog, _transaction(prepared, handle.author)) is not None
 
-    Asked for again under a condition that never holds, the transaction is found if it landed; if not, it is refused,
-    which a catalog says only when no try of it can land any more.
-    """
-    transaction = Transaction(
+
+def _transaction(
+    prepared: Prepared,
+    author: str,
+    preconditions: tuple[Precondition, ...] = (),
+    updates: tuple[Update, ...] = (),
+) -> Transaction:
+    return Transaction(
         prepared.transaction,
         prepared.since,
         prepared.request.kind,
         prepared.entry.time_us,
-        handle.author,
-        (EpochIs(_NO_EPOCH),),
-        (),
+        author,
+        preconditions,
+        updates,
+        prepared.request.details,
     )
-    return isinstance(handle.catalog.update(transaction), Applied)
 
 
 def _preconditions(prepared: Prepared, registered: SessionId | None) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ when a pack is gone: the catalog may say that compact moved its blobs.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Hashable
 from fnmatch import fnmatchcase
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -28,9 +28,16 @@ from vstore.catalog.base import (
     Update,
     ValueIs,
 )
+from vstore.catalog.handover import moved_to
 from vstore.clock import SYSTEM_CLOCK, Clock
-from vstore.config import RepositoryConfig
-from vstore.errors import MissingBlobError, ProtectedBranchError, ReadOnlyError, SnapshotExpiredError
+from vstore.config import RepositoryConfig, load_json, load_object
+from vstore.errors import (
+    CorruptionError,
+    MissingBlobError,
+    ProtectedBranchError,
+    ReadOnlyError,
+    SnapshotExpiredError,
+)
 from vstore.format.record import OperationKind, SnapshotEntry, relocations
 from vstore.format.refs import BlobRef
 from vstore.ids import PackId, SnapshotId, new_transaction_id
@@ -41,6 +48,31 @@ if TYPE_CHECKING:
 
 _SINGLE_LOOKS = 8
 """Replaced packs that a reader asks for one by one before it asks for all."""
+_MAX_DOUBTS = 64
+
+
+class Doubts:
+    """Changes whose outcome was unknown, by what was asked for, so that asking again finds out first. Thread-safe.
+
+    Only the newest are kept. Copies that come through pickle start with none.
+    """
+
+    def __init__(self) -> None:
+        self._transactions: dict[Hashable, Transaction] = {}
+
+    def note(self, request: Hashable, transaction: Transaction) -> None:
+        self._transactions[request] = transaction
+        while len(self._transactions) > _MAX_DOUBTS:
+            self._transactions.pop(next(iter(self._transactions)), None)
+
+    def get(self, request: Hashable) -> Transaction | None:
+        return self._transactions.get(request)
+
+    def forget(self, request: Hashable) -> None:
+        self._transactions.pop(request, None)
+
+    def __reduce__(self) -> tuple[type[Doubts], tuple[()]]:
+        return Doubts, ()
 
 
 class Handle(msgspec.Struct, frozen=True):
@@ -52,6 +84,7 @@ class Handle(msgspec.Struct, frozen=True):
     config: RepositoryConfig
     author: str
     clock: Clock = SYSTEM_CLOCK
+    doubts: Doubts = msgspec.field(default_factory=Doubts)
     fetcher: PackFetcher | None = None
     """What makes the requests of all readers; None on a local disk."""
 
@@ -116,6 +149,7 @@ class Handle(msgspec.Struct, frozen=True):
         details: dict[str, Any],
     ) -> Outcome:
         """Ask the catalog for one update, given that the repository is not read-only, else `ReadOnlyError`."""
+        self.catalog.check_writable()
         with self.catalog.reading() as view:
             online, since = require_online(view), view.sequence
         transaction = Transaction(
@@ -133,12 +167,16 @@ class Handle(msgspec.Struct, frozen=True):
     def with_config(self, config: RepositoryConfig) -> Handle:
         return msgspec.structs.replace(self, config=config)
 
+    def with_catalog(self, catalog: Catalog) -> Handle:
+        return msgspec.structs.replace(self, catalog=catalog)
+
 
 def require_online(view: CatalogView) -> ValueIs:
     """Raise `ReadOnlyError` if the repository was set read-only; else return the precondition that it stays online."""
     status = view.value(STATUS)
+    require_not_moved(status)
     if status is not None:
-        fields = json.loads(status)
+        fields = load_object(status, "the repository's status")
         if fields.get("availability") == "read_only":
             reason = fields.get("reason")
             raise ReadOnlyError(
@@ -146,6 +184,13 @@ def require_online(view: CatalogView) -> ValueIs:
                 "repo.set_status('online') makes it writable again."
             )
     return _value_is(STATUS, status)
+
+
+def require_not_moved(status: bytes | None) -> None:
+    """Raise `ReadOnlyError` if this is the status of a catalog that hands over to another."""
+    if status is not None and moved_to(status) is not None:
+        reason = load_object(status, "the repository's status").get("reason")
+        raise ReadOnlyError(f"nothing can be changed in this repository as it was opened: {reason}.")
 
 
 def require_unprotected(view: CatalogView, branch: str) -> ValueIs:
@@ -163,7 +208,12 @@ def require_unprotected(view: CatalogView, branch: str) -> ValueIs:
 
 def protected_patterns(value: bytes | None) -> list[str]:
     """Return the names and globs in the catalog's value `PROTECTED`, sorted."""
-    return [] if value is None else [str(pattern) for pattern in json.loads(value)]
+    found = [] if value is None else load_json(value, "the list of protected branches")
+    if not isinstance(found, list):
+        raise CorruptionError(
+            "the list of protected branches is none. repo.fsck() names all that is damaged."
+        )
+    return list(map(str, found))
 
 
 def _value_is(name: str, value: bytes | None) -> ValueIs:

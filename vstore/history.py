@@ -12,7 +12,13 @@ from typing import TypeVar
 
 from vstore.catalog.base import CatalogView
 from vstore.clock import to_datetime
-from vstore.errors import InvalidInputError, RefNotFoundError, SnapshotExpiredError, SnapshotNotFoundError
+from vstore.errors import (
+    CorruptionError,
+    InvalidInputError,
+    RefNotFoundError,
+    SnapshotExpiredError,
+    SnapshotNotFoundError,
+)
 from vstore.format.record import HistoryEntry, RefKind, SnapshotEntry
 from vstore.ids import SNAPSHOT_PREFIX_DIGITS, SnapshotId, is_snapshot_text
 
@@ -63,6 +69,25 @@ def require_known(view: CatalogView, snapshot: SnapshotId) -> HistoryEntry:
 def look_up(view: CatalogView, snapshot: SnapshotId) -> HistoryEntry | None:
     """Return what history knows of a snapshot, retained or expired."""
     return view.snapshot(snapshot) or view.expired(snapshot)
+
+
+def _older(view: CatalogView, entry: HistoryEntry, ancestor: SnapshotId) -> HistoryEntry | None:
+    """Look up a parent of `entry`, or an ancestor that it names.
+
+    A snapshot is later than its parents. Where entries say otherwise they may go round in circles.
+    """
+    found = look_up(view, ancestor)
+    if found is not None:
+        _check_older(entry, ancestor, found.time_us)
+    return found
+
+
+def _check_older(entry: HistoryEntry, ancestor: SnapshotId, time_us: int) -> None:
+    if time_us >= entry.time_us:
+        raise CorruptionError(
+            f"snapshot {ancestor.hex()} is not older than {entry.id.hex()}, which the catalog says comes from it. "
+            "repo.fsck() names all that is damaged."
+        )
 
 
 def require_retained(entry: HistoryEntry) -> SnapshotEntry:
@@ -175,6 +200,7 @@ def merge_bases(view: CatalogView, one: SnapshotEntry, other: SnapshotEntry) -> 
     """
     paint = {one.id: _ONE}
     paint[other.id] = paint.get(other.id, 0) | _OTHER
+    times = {one.id: one.time_us, other.id: other.time_us}
     pending: list[tuple[int, SnapshotId, HistoryEntry]] = [
         _ranked(entry) for entry in {one.id: one, other.id: other}.values()
     ]
@@ -191,11 +217,14 @@ def merge_bases(view: CatalogView, one: SnapshotEntry, other: SnapshotEntry) -> 
         for parent in entry.parents:
             before = paint.get(parent)
             if before is None:
-                found = look_up(view, parent)
+                found = _older(view, entry, parent)
                 if found is None:
                     continue
                 heappush(pending, _ranked(found))
+                times[parent] = found.time_us
                 undecided += 1
+            else:
+                _check_older(entry, parent, times[parent])
             paint[parent] = (before or 0) | colour
             undecided -= (before or 0) < _STALE <= colour
     return bases
@@ -235,11 +264,11 @@ def _first_where(
 ) -> HistoryEntry | None:
     """Return the nearest first-parent ancestor for which `holds`, which must hold for all its ancestors too."""
     while not holds(entry):
-        jump = None if entry.jump is None else look_up(view, entry.jump)
+        jump = None if entry.jump is None else _older(view, entry, entry.jump)
         if jump is not None and not holds(jump):
             entry = jump
             continue
-        parent = look_up(view, entry.parents[0]) if entry.parents else None
+        parent = _older(view, entry, entry.parents[0]) if entry.parents else None
         if parent is None:
             return None
         entry = parent

@@ -16,7 +16,7 @@ from vstore.errors import InvalidInputError, NotFoundError, SessionStateError
 from vstore.format.record import OperationKind, SessionEntry
 from vstore.handle import Handle
 from vstore.history import require_entry
-from vstore.ids import SessionId, SnapshotId, new_session_id
+from vstore.ids import SessionId, SnapshotId
 from vstore.refs import Change, apply
 
 MAX_LEASE_DAYS = 366
@@ -56,34 +56,45 @@ def list_sessions(handle: Handle) -> list[SessionInfo]:
 
 
 def take(
-    handle: Handle, snapshot: SnapshotId, duration: timedelta, held: SessionEntry | None
+    handle: Handle, snapshot: SnapshotId, duration: timedelta, lease_id: SessionId, *, is_held: bool
 ) -> SessionEntry:
-    """Keep a snapshot from expiring for `duration` from now, by a new lease or by renewing the one that is held.
+    """Keep a snapshot from expiring for `duration` from now, by a new lease or by renewing the one of this id.
 
-    A lease never gets shorter. Raises `SnapshotExpiredError` if it is too late, `SessionStateError` if the lease was
-    ended by somebody else.
+    A lease never gets shorter. Raises `SnapshotExpiredError` if it is too late, `SessionStateError` if the lease
+    `is_held` and was ended by somebody else. After `CommitOutcomeUnknownError` it may be there, or come: `end` it, or
+    ask again with the same id.
     """
     duration_us = _checked(duration) // timedelta(microseconds=1)
-    lease = SessionEntry(new_session_id(), 0, 0, 0, snapshot)
+    lease: SessionEntry | None = None
 
     def plan(view: CatalogView) -> Change:
         nonlocal lease
         require_entry(view, snapshot)
         now_us = handle.clock.now_us()
         retained = Retained((snapshot,))
-        if held is None:
-            lease = lease._replace(epoch=view.epoch, opened_us=now_us, expires_us=now_us + duration_us)
-            return Change(OperationKind.OPEN_SESSION, (retained,), (OpenSession(lease),))
-        found = view.session(held.session)
+        found = view.session(lease_id)
+        if found is None and is_held:
+            raise _ended(lease_id)
         if found is None:
-            raise SessionStateError(
-                f"lease {held.session.hex()} was ended by somebody else. Open a new session to take another."
-            )
+            lease = SessionEntry(lease_id, view.epoch, now_us, now_us + duration_us, snapshot)
+            return Change(OperationKind.OPEN_SESSION, (retained,), (OpenSession(lease),))
         lease = found._replace(expires_us=max(found.expires_us, now_us + duration_us))
         return Change(OperationKind.OPEN_SESSION, (retained, SessionIs(found)), (OpenSession(lease),))
 
-    apply(handle, plan)
+    apply(handle, plan, request=(OperationKind.OPEN_SESSION, lease_id, duration))
+    if lease is None:
+        # An earlier call, whose outcome was unknown, had taken it.
+        with handle.catalog.reading() as view:
+            lease = view.session(lease_id)
+    if lease is None:
+        raise _ended(lease_id)
     return lease
+
+
+def _ended(lease_id: SessionId) -> SessionStateError:
+    return SessionStateError(
+        f"lease {lease_id.hex()} was ended by somebody else. Open a new session to take another."
+    )
 
 
 def _checked(duration: timedelta) -> timedelta:
@@ -95,7 +106,7 @@ def _checked(duration: timedelta) -> timedelta:
 
 
 def end(handle: Handle, session: SessionId) -> None:
-    """End a registration; nothing is written if there is none."""
+    """End a registration, also one of which it is not known whether it came about: it can't any more then."""
     apply(handle, lambda view: Change(OperationKind.CLOSE_SESSION, (), (CloseSession(session),)))
 
 
@@ -117,4 +128,4 @@ def abandon(handle: Handle, session_id: str | SessionInfo) -> None:
             raise NotFoundError(f"no session {text} is registered; list_sessions() has those that are.")
         return Change(OperationKind.CLOSE_SESSION, (SessionIs(found),), (CloseSession(session),))
 
-    apply(handle, plan)
+    apply(handle, plan, request=(OperationKind.CLOSE_SESSION, session))

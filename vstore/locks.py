@@ -1,7 +1,12 @@
-"""Locks that a forked child can use: one that another thread held at the fork would stay locked there for ever."""
+"""Locks that a forked child can use: one that another thread held at the fork would stay locked there for ever.
+
+Also those that Python holds while a module is imported: vstore imports much when it is first needed, in whichever
+thread needs it, and a child could never import what another thread was in the middle of importing.
+"""
 
 from __future__ import annotations
 
+import importlib._bootstrap as bootstrap
 import os
 import threading
 import weakref
@@ -42,4 +47,23 @@ def _renew_all() -> None:
         lock._renew()
 
 
-os.register_at_fork(after_in_child=_renew_all)
+def _await_imports() -> None:
+    """Wait until no other thread is importing anything, but not for ever: an import may wait for this very thread."""
+    pause = threading.Event()
+    for _ in range(_IMPORT_LOOKS):
+        if not _is_importing_elsewhere():
+            return
+        pause.wait(_IMPORT_PAUSE_S)
+
+
+def _is_importing_elsewhere() -> bool:
+    # Not a public name of Python's: where it is missing, nothing is known.
+    found: dict[str, Callable[[], Any]] = getattr(bootstrap, "_module_locks", {})
+    locks = [reference() for reference in list(found.values())]
+    return any(getattr(lock, "owner", None) not in (None, threading.get_ident()) for lock in locks)
+
+
+_IMPORT_LOOKS = 500
+_IMPORT_PAUSE_S = 0.002
+
+os.register_at_fork(before=_await_imports, after_in_child=_renew_all)

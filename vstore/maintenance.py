@@ -1,17 +1,19 @@
-"""Keeping a repository well: the public methods that expire, collect, compact, check and measure it.
+"""Keeping a repository well: the public methods that expire, collect, compact, check, measure, move and copy it.
 
-Each hands over to its module in `vstore.ops`, and imports it when it is called: who only reads and writes needs none of
-them. Below: `leases`; above: `repository`, whose class has these methods.
+Each hands over to its module in `vstore.ops` or `vstore.transfer`, and imports it when it is called: who only reads and
+writes needs none of them. Below: `leases`; above: `repository`, whose class has these methods.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
 from vstore import leases
 from vstore.clock import from_datetime
+from vstore.errors import InvalidInputError
 from vstore.handle import Handle
 from vstore.leases import SessionInfo
 from vstore.twins import async_twin
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from vstore.ops.storage_stats import StorageStats
     from vstore.repository import Repository
     from vstore.retention import RetentionPolicy
+    from vstore.transfer.replicate import CopyReport
 
 
 class Maintenance:
@@ -164,6 +167,79 @@ class Maintenance:
 
         return storage_stats(self._handle, top=top, progress=progress or silent)
 
+    # --- moving house ----------------------------------------------------------------------------------------
+
+    def convert_catalog(self, kind: str, *, progress: Callable[[int, int, str], None] | None = None) -> None:
+        """Give the repository a catalog of the other kind, "sqlite" or "log", in its place; all that it knows stays.
+
+        No one else should be at work: what others hold open fails cleanly from the first step on, and nothing is ever
+        committed to the old catalog; they open the repository again. This object goes on with the new catalog. A call
+        that was interrupted is finished by the next one, or taken back by asking for the old kind; until then the
+        repository can be opened and read. Converting to the kind that is there does nothing else.
+
+        Raises `UnsafeStorageError` where the new kind can't be trusted, `InvalidInputError` for SQLite on an object
+        store, `StorageError` if somebody else converts.
+        """
+        from vstore.ops.marks import silent
+        from vstore.transfer.convert import convert_catalog
+
+        catalog = convert_catalog(self._handle, kind, progress or silent)
+        self._handle = self._handle.with_catalog(catalog)
+
+    def copy_to(
+        self,
+        location: Any,
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+        catalog: str | None = None,
+        verify: bool = False,
+        dry_run: bool = False,
+        progress: Callable[[int, int, str], None] | None = None,
+    ) -> CopyReport:
+        """Copy the whole repository to another place, or bring a copy there up to date, and return what was done.
+
+        The copy is the same repository: same id, snapshot ids, branches, tags, history, operations log and settings. It
+        is of one moment, near the end of the call; the source may be in full use. `location` and `storage_options` are
+        those of `Repository.create`; it must be empty, or hold a copy which nobody has committed to, or what is left of
+        a call that was interrupted, which is gone on with. `catalog` is "sqlite" or "log" (default: what suits the
+        place). With `verify` every blob is checked against its digest before its pack counts as copied. A `dry_run`
+        only says what would be copied. `progress` is called with (done, total, what).
+
+        Until the last step the place holds no repository, or the copy as it was. Raises `AlreadyExistsError` if it is
+        not empty, `ConflictError` if the copy there has commits of its own, `CorruptionError` and `MissingBlobError` if
+        the source is damaged.
+        """
+        from vstore.ops.marks import silent
+        from vstore.storage.location import open_storage
+        from vstore.transfer.replicate import CopyRequest, replicate
+
+        target = open_storage(location, options=storage_options)
+        request = CopyRequest(target, catalog, verify, dry_run)
+        return replicate(self._handle, request, progress or silent)
+
+    def backup(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        catalog: str | None = None,
+        verify: bool = False,
+        dry_run: bool = False,
+        progress: Callable[[int, int, str], None] | None = None,
+    ) -> CopyReport:
+        """Make or renew a backup in a local directory while the repository is in use, and return what was done.
+
+        Only packs that are not there yet are copied; all is durable when the call returns. To restore, open the backup
+        as a repository, copy it back with its own `copy_to`, or mend the original from it with `fsck(repair_from=)`.
+        Otherwise it is `copy_to`.
+        """
+        from vstore.storage.local import LocalStorage
+        from vstore.storage.location import open_storage
+
+        target = open_storage(path)
+        if not isinstance(target, LocalStorage):
+            raise InvalidInputError(f"a backup goes to a local directory; copy_to() copies to {target.url}.")
+        return self.copy_to(target, catalog=catalog, verify=verify, dry_run=dry_run, progress=progress)
+
     # --- leases and sessions ---------------------------------------------------------------------------------
 
     def list_leases(self) -> list[SessionInfo]:
@@ -191,3 +267,6 @@ class Maintenance:
     rewrite_manifests_async = async_twin(rewrite_manifests)
     fsck_async = async_twin(fsck)
     storage_stats_async = async_twin(storage_stats)
+    convert_catalog_async = async_twin(convert_catalog)
+    copy_to_async = async_twin(copy_to)
+    backup_async = async_twin(backup)

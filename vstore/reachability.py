@@ -25,16 +25,18 @@ from vstore.format.node import (
     NodeTag,
     TilePointer,
     Tiles,
+    check_tile_key,
     decode_node,
     decode_pointer,
     decode_value,
     path_of,
     tile_of,
 )
-from vstore.format.page import Page, decode_child
+from vstore.format.page import Page
 from vstore.format.record import SnapshotEntry
 from vstore.format.refs import BlobRef
 from vstore.ids import Digest, PackId
+from vstore.tree import Place
 
 _SNAPSHOTS_AHEAD = 16
 
@@ -172,17 +174,17 @@ class Walk:
 
     def hierarchy(self, entry: SnapshotEntry, root: BlobRef) -> Iterable[Iterator[Found]]:
         """Visit the tree of a snapshot's nodes."""
-        yield self.page(root, f"the hierarchy of snapshot {entry.id.hex()}", self.leaf)
+        yield self.page(Place(root), f"the hierarchy of snapshot {entry.id.hex()}", self.leaf)
 
-    def page(self, ref: BlobRef, what: str, visit_leaf: LeafVisitor) -> Iterator[Found]:
+    def page(self, place: Place, what: str, visit_leaf: LeafVisitor) -> Iterator[Found]:
         """Visit a page of a tree, and those below it; `what` says what the tree holds."""
-        needed = NeededBlob(BlobKind.PAGE, ref, f"a page of {what}")
+        needed = NeededBlob(BlobKind.PAGE, place.ref, f"a page of {what}")
 
         def below() -> Iterable[Iterator[Found]]:
-            page = self.blobs.page(ref)
+            page = place.open(self.blobs)
             if page.level == 0:
                 return visit_leaf(page, needed)
-            children = [decode_child(value).ref for value in page.values]
+            children = [place.below(page, index) for index in range(len(page.keys))]
             return (self.page(child, what, visit_leaf) for child in children)
 
         yield from self._metadata(needed, below)
@@ -224,14 +226,14 @@ class Walk:
         """Visit the tree of an array's tile pointers."""
 
         def leaf(page: Page, holder: NeededBlob) -> Iterable[Iterator[Found]]:
-            indices = list(map(tile_of, page.keys))
+            indices = [check_tile_key(key, tiles.extents) for key in page.keys]
             pointers = list(map(decode_pointer, page.values))
             return (
                 self.tile(path, tile, tiles.extents, pointer, holder)
                 for tile, pointer in zip(indices, pointers, strict=True)
             )
 
-        yield from self.page(root, f"array {path!r}", leaf)
+        yield from self.page(Place(root), f"array {path!r}", leaf)
 
     def tile(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
@@ -23,8 +23,10 @@ from vstore.catalog.base import (
     Absent,
     Applied,
     CatalogView,
+    CloseSession,
     DropRef,
     NameUnused,
+    OpenSession,
     Precondition,
     RefIs,
     Refusal,
@@ -35,9 +37,11 @@ from vstore.catalog.base import (
     Transaction,
     Update,
     ValueIs,
+    settle,
 )
 from vstore.clock import to_datetime
 from vstore.errors import (
+    CommitOutcomeUnknownError,
     ConflictError,
     InvalidInputError,
     ProtectedBranchError,
@@ -52,6 +56,7 @@ from vstore.handle import Handle, protected_patterns, require_online, require_un
 from vstore.history import find_snapshot, is_ancestor, require_branch, require_entry, require_tag
 from vstore.ids import SnapshotId, new_transaction_id, parse_snapshot_id
 from vstore.keys.refs import check_ref_name
+from vstore.storage.base import require_writable
 
 MAIN = "main"
 _TRIES = 20
@@ -92,12 +97,17 @@ Plan: TypeAlias = Callable[[CatalogView], Change | Operation]
 """Decides on a view what to do; an operation says that there is nothing to do, and is what `apply` returns."""
 
 
-def apply(handle: Handle, plan: Plan) -> Operation:
+def apply(handle: Handle, plan: Plan, *, request: Hashable = None) -> Operation:
     """Apply what `plan` decides, or raise what its refusal means.
 
     If only a value moved meanwhile (status, protection, settings), a snapshot expired, or a session's registration
-    changed, `plan` decides anew.
+    changed, `plan` decides anew. `request` says what is asked for: if that was in doubt, this finds out first, and
+    does nothing more if it was applied and still holds.
     """
+    handle.catalog.check_writable()
+    done = None if request is None else _settle(handle, request)
+    if done is not None:
+        return done
     for tries_left in reversed(range(_TRIES)):
         with handle.catalog.reading() as view:
             change = plan(view)
@@ -115,13 +125,47 @@ def apply(handle: Handle, plan: Plan) -> Operation:
             change.updates,
             change.details,
         )
-        outcome = handle.catalog.update(transaction)
+        try:
+            outcome = handle.catalog.update(transaction)
+        except (CommitOutcomeUnknownError, KeyboardInterrupt):
+            if request is not None:
+                handle.doubts.note(request, transaction)
+            raise
         if isinstance(outcome, Applied):
             return outcome.operation
         lasting = [each for each in outcome.refusals if not isinstance(each.precondition, _PASSING)]
         if lasting or not tries_left:
             _raise_refusal((lasting or outcome.refusals)[0], change.kind)
     raise StorageError("unreachable")
+
+
+def _settle(handle: Handle, request: Hashable) -> Operation | None:
+    """Return the operation of an earlier call for the same, if it was in doubt, was applied, and still holds."""
+    doubtful = handle.doubts.get(request)
+    if doubtful is None:
+        return None
+    done = settle(handle.catalog, doubtful)
+    handle.doubts.forget(request)
+    if done is None:
+        return None
+    with handle.catalog.reading() as view:
+        return done if all(_holds(view, update) for update in doubtful.updates) else None
+
+
+def _holds(view: CatalogView, update: Update) -> bool:
+    match update:
+        case SetRef(kind, name, snapshot):
+            return view.ref(kind, name) == snapshot
+        case DropRef(kind, name):
+            return view.ref(kind, name) is None
+        case SetValue(name, value):
+            return view.value(name) == value
+        case OpenSession(entry):
+            return view.session(entry.session) == entry
+        case CloseSession(session):
+            return view.session(session) is None
+        case _:
+            return True
 
 
 def _raise_refusal(refusal: Refusal, kind: OperationKind) -> NoReturn:
@@ -156,10 +200,18 @@ def _raise_moved(noun: str, expected: SnapshotId | Absent, found: object, kind: 
 
 
 def set_value(
-    handle: Handle, kind: OperationKind, name: str, change: Callable[[bytes | None], bytes]
+    handle: Handle,
+    kind: OperationKind,
+    name: str,
+    change: Callable[[bytes | None], bytes],
+    *,
+    request: Hashable = None,
 ) -> bytes:
-    """Replace a value of the catalog by what `change` makes of it, by compare-and-swap, and return the new one."""
-    made = b""
+    """Replace a value of the catalog by what `change` makes of it, by compare-and-swap, and return the new one.
+
+    `request` is as in `apply`.
+    """
+    made: bytes | None = None
 
     def plan(view: CatalogView) -> Change:
         nonlocal made
@@ -167,8 +219,12 @@ def set_value(
         made = change(old)
         return _replacement(kind, name, old, made)
 
-    apply(handle, plan)
-    return made
+    apply(handle, plan, request=request)
+    if made is None:
+        # An earlier call, whose outcome was unknown, had done it.
+        with handle.catalog.reading() as view:
+            made = view.value(name)
+    return made or b""
 
 
 def _replacement(
@@ -209,7 +265,7 @@ def _create(
             (SetRef(kind, name, snapshot),),
         )
 
-    apply(handle, plan)
+    apply(handle, plan, request=(operation, name, snapshot_id))
 
 
 def delete_branch(handle: Handle, branch: str) -> None:
@@ -221,7 +277,7 @@ def delete_branch(handle: Handle, branch: str) -> None:
         unprotected = require_unprotected(view, branch)
         return Change(OperationKind.DELETE_BRANCH, (held, unprotected), (DropRef(RefKind.BRANCH, branch),))
 
-    apply(handle, plan)
+    apply(handle, plan, request=(OperationKind.DELETE_BRANCH, branch))
 
 
 def delete_tag(handle: Handle, tag: str) -> None:
@@ -229,7 +285,7 @@ def delete_tag(handle: Handle, tag: str) -> None:
         held = RefIs(RefKind.TAG, tag, require_tag(view, tag))
         return Change(OperationKind.DELETE_TAG, (held,), (DropRef(RefKind.TAG, tag, retire=True),))
 
-    apply(handle, plan)
+    apply(handle, plan, request=(OperationKind.DELETE_TAG, tag))
 
 
 def reset_branch(handle: Handle, branch: str, snapshot_id: str, from_snapshot_id: str | None) -> None:
@@ -247,7 +303,7 @@ def reset_branch(handle: Handle, branch: str, snapshot_id: str, from_snapshot_id
             (SetRef(RefKind.BRANCH, branch, snapshot),),
         )
 
-    apply(handle, plan)
+    apply(handle, plan, request=(OperationKind.RESET_BRANCH, branch, snapshot_id, from_snapshot_id))
 
 
 # --- protection ----------------------------------------------------------------------------------------------
@@ -264,7 +320,7 @@ def protect(handle: Handle, pattern: str) -> None:
             return _newest(view)
         return _protection(OperationKind.PROTECT_BRANCH, value, [*patterns, pattern], pattern)
 
-    apply(handle, plan)
+    apply(handle, plan, request=(OperationKind.PROTECT_BRANCH, pattern))
 
 
 def unprotect(handle: Handle, pattern: str) -> None:
@@ -279,7 +335,7 @@ def unprotect(handle: Handle, pattern: str) -> None:
         left = [other for other in patterns if other != pattern]
         return _protection(OperationKind.UNPROTECT_BRANCH, value, left, pattern)
 
-    apply(handle, plan)
+    apply(handle, plan, request=(OperationKind.UNPROTECT_BRANCH, pattern))
 
 
 def _protection(kind: OperationKind, old: bytes | None, patterns: list[str], pattern: str) -> Change:
@@ -361,11 +417,12 @@ def undo(handle: Handle, expected: int | None) -> Operation:
         targets = {(move.kind, move.name): move.before for move in _moves(newest)}
         return _put_back(view, OperationKind.UNDO, (), targets, {"undone": newest.sequence})
 
-    return apply(handle, plan)
+    return apply(handle, plan, request=(OperationKind.UNDO, expected))
 
 
 def restore(handle: Handle, operation: int | OperationInfo) -> Operation:
     """Make all refs what they were right after an operation."""
+    require_writable(handle.storage)
     sequence = operation.sequence if isinstance(operation, OperationInfo) else operation
     with handle.catalog.reading() as view:
         walked = view.sequence
@@ -380,7 +437,7 @@ def restore(handle: Handle, operation: int | OperationInfo) -> Operation:
         now = _before(view.iter_operations(), walked) | targets
         return _put_back(view, OperationKind.RESTORE, everything, now, {"restored": sequence})
 
-    return apply(handle, plan)
+    return apply(handle, plan, request=(OperationKind.RESTORE, sequence))
 
 
 def _before(operations: Iterator[Operation], last: int) -> _Targets:

@@ -5,10 +5,9 @@ Refs, history, sessions and settings; every change is one catalog transaction.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -35,10 +34,11 @@ from vstore.catalog.base import (
 )
 from vstore.catalog.location import create_catalog, find_catalog, open_catalog
 from vstore.clock import SYSTEM_CLOCK, Clock, from_datetime, to_datetime
-from vstore.config import RepositoryConfig, default_author, encode_metadata
+from vstore.config import RepositoryConfig, default_author, encode_metadata, load_object
 from vstore.errors import (
     AlreadyExistsError,
     InvalidInputError,
+    OutcomeUnknownError,
     RepositoryExistsError,
     RepositoryNotFoundError,
     SnapshotExpiredError,
@@ -49,7 +49,7 @@ from vstore.errors import (
 from vstore.format.envelope import BlobKind
 from vstore.format.record import OperationKind, RefKind, SnapshotEntry
 from vstore.format.snapshot import Snapshot, encode_snapshot
-from vstore.handle import Handle, protected_patterns, require_online
+from vstore.handle import Handle, protected_patterns, require_not_moved, require_online
 from vstore.history import (
     AncestryWalk,
     find_as_of,
@@ -66,7 +66,7 @@ from vstore.maintenance import Maintenance
 from vstore.refs import MAIN
 from vstore.refs import OperationInfo as OperationInfo
 from vstore.session import Session
-from vstore.storage.base import Storage
+from vstore.storage.base import Storage, require_writable
 from vstore.storage.location import open_storage
 from vstore.twins import async_twin
 
@@ -134,7 +134,8 @@ class Repository(Maintenance):
         Raises `RepositoryExistsError` if there is one, `UnsafeStorageError` if the storage can't make commits safe.
         """
         storage = open_storage(location, options=storage_options, create=True)
-        if find_catalog(storage) is not None:
+        require_writable(storage)
+        if find_catalog(storage, PackSpill(storage)) is not None:
             raise RepositoryExistsError(
                 f"{storage.url} already holds a repository. Open it with Repository.open, or choose another place."
             )
@@ -143,16 +144,12 @@ class Repository(Maintenance):
         identity = Identity(new_repository_id(), FORMAT_VERSION, (), clock.now_us())
         first = _first_transaction(storage, identity, config, name)
         try:
-            made = create_catalog(storage, identity, first, PackSpill(storage), kind=catalog)
+            made = create_catalog(storage, identity, first, PackSpill(storage), kind=catalog, clock=clock)
         except (AlreadyExistsError, InvalidInputError, UnsafeStorageError):
             # Refused: nothing can ever name the snapshot that was written for it.
-            storage.delete(
-                [
-                    pack_name(update.entry.ref.pack)
-                    for update in first.updates
-                    if isinstance(update, AddSnapshot)
-                ]
-            )
+            packs = [update.entry.ref.pack for update in first.updates if isinstance(update, AddSnapshot)]
+            with suppress(StorageError):
+                storage.delete(list(map(pack_name, packs)))
             raise
         virtual = VirtualReader(authorize_virtual_chunk_access or ())
         return cls(Handle(storage, made, virtual, config, name, clock))
@@ -175,14 +172,18 @@ class Repository(Maintenance):
         storage = open_storage(location, options=storage_options)
         # On an object store, looking for the newest state is a round trip: the first session, which looks anyway, makes
         # it together with the request for that state's metadata, and sees whether these settings are the newest.
-        catalog = open_catalog(storage, PackSpill(storage), look=False)
+        catalog = open_catalog(storage, PackSpill(storage), clock=clock, look=False)
         recalled = None
-        if config is None:
-            seen = None if storage.is_local else catalog.recall()
-            recalled = None if seen is None else seen.value(CONFIG)
-            config = _stored_config(catalog) if recalled is None else RepositoryConfig.from_json(recalled)
-        name = default_author() if author is None else author
-        virtual = VirtualReader(authorize_virtual_chunk_access or ())
+        try:
+            if config is None:
+                seen = None if storage.is_local else catalog.recall()
+                recalled = None if seen is None else seen.value(CONFIG)
+                config = _stored_config(catalog) if recalled is None else RepositoryConfig.from_json(recalled)
+            name = default_author() if author is None else author
+            virtual = VirtualReader(authorize_virtual_chunk_access or ())
+        except BaseException:
+            catalog.close()
+            raise
         repository = cls(Handle(storage, catalog, virtual, config, name, clock))
         repository._is_config_recalled = recalled is not None
         return repository
@@ -210,7 +211,13 @@ class Repository(Maintenance):
     @staticmethod
     def exists(location: Location, *, storage_options: Mapping[str, Any] | None = None) -> bool:
         """Tell whether there is a repository at `location`."""
-        return find_catalog(open_storage(location, options=storage_options)) is not None
+        storage = open_storage(location, options=storage_options)
+        kind = find_catalog(storage, PackSpill(storage))
+        if kind == "log":
+            from vstore.catalog.log_head import is_begun_only
+
+            return not is_begun_only(storage)
+        return kind is not None
 
     def close(self) -> None:
         """Let go of files, maps and connections; the object opens them again if it is used afterwards."""
@@ -452,7 +459,11 @@ class Repository(Maintenance):
             message, metadata = entry.info
         parents = tuple(parent.hex() for parent in entry.parents)
         return SnapshotInfo(
-            entry.id.hex(), parents, to_datetime(entry.time_us), message, json.loads(metadata)
+            entry.id.hex(),
+            parents,
+            to_datetime(entry.time_us),
+            message,
+            load_object(metadata, "a snapshot's metadata"),
         )
 
     def ops_log(self) -> Iterator[OperationInfo]:
@@ -657,42 +668,49 @@ class Repository(Maintenance):
 
     def save_config(self) -> None:
         """Persist this object's settings for everybody who opens the repository from now on."""
-        refs.set_value(self._handle, OperationKind.SET_CONFIG, CONFIG, self.config.to_json)
+        encoded = self.config.to_json
+        refs.set_value(self._handle, OperationKind.SET_CONFIG, CONFIG, encoded, request=(CONFIG, encoded()))
 
     @property
     def metadata(self) -> dict[str, Any]:
         """The repository's own JSON metadata."""
         with self._handle.catalog.reading() as view:
             value = view.value(METADATA)
-        return {} if value is None else dict(json.loads(value))
+        return load_object(value, "the repository's metadata")
 
     def set_metadata(self, metadata: Mapping[str, Any]) -> None:
         """Replace the repository's metadata."""
         encoded = encode_metadata(metadata)
-        refs.set_value(self._handle, OperationKind.SET_METADATA, METADATA, lambda _: encoded)
+        refs.set_value(self._handle, OperationKind.SET_METADATA, METADATA, lambda _: encoded, request=encoded)
 
     def update_metadata(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """Merge keys into the repository's metadata, atomically, and return the result."""
-        encode_metadata(metadata)
+        request = ("update", encode_metadata(metadata))
 
         def merge(old: bytes | None) -> bytes:
-            return encode_metadata({**(json.loads(old) if old else {}), **metadata})
+            return encode_metadata({**load_object(old, "the repository's metadata"), **metadata})
 
-        return dict(json.loads(refs.set_value(self._handle, OperationKind.SET_METADATA, METADATA, merge)))
+        made = refs.set_value(self._handle, OperationKind.SET_METADATA, METADATA, merge, request=request)
+        return load_object(made, "the repository's metadata")
 
     @property
     def status(self) -> str:
         """The repository's status: "online" or "read_only"."""
         with self._handle.catalog.reading() as view:
             value = view.value(STATUS)
-        return "online" if value is None else str(json.loads(value)["availability"])
+        return str(load_object(value, "the repository's status").get("availability", "online"))
 
     def set_status(self, availability: str, *, reason: str | None = None) -> None:
         """Make the repository "read_only" (all commits and changes are refused), or "online" again."""
         if availability not in ("online", "read_only"):
             raise InvalidInputError(f"a repository's status is 'online' or 'read_only', not {availability!r}")
         encoded = encode_metadata({"availability": availability, "reason": reason})
-        refs.set_value(self._handle, OperationKind.SET_STATUS, STATUS, lambda _: encoded)
+
+        def change(old: bytes | None) -> bytes:
+            require_not_moved(old)
+            return encoded
+
+        refs.set_value(self._handle, OperationKind.SET_STATUS, STATUS, change, request=encoded)
 
     def set_default_commit_metadata(self, metadata: Mapping[str, Any]) -> None:
         """Set metadata that is merged under that of each commit of sessions opened from now on by this object."""
@@ -751,14 +769,28 @@ def _first_transaction(
     """Write the empty first snapshot and return the transaction that makes it branch "main"."""
     from vstore.blobs.writer import BlobWriter
 
-    writer = BlobWriter(storage)
-    batch = writer.begin_metadata()
     snapshot = Snapshot((), identity.created_us, ROOT_MESSAGE, b"{}", None)
-    ref = batch.add(BlobKind.SNAPSHOT, encode_snapshot(snapshot))
-    entry = SnapshotEntry(
-        ref, (), snapshot.time_us, 0, None, batch.start, batch.length, (snapshot.message, snapshot.metadata)
-    )
-    writer.finish(batch)
+    for tries_left in reversed(range(_OPENING_TRIES)):
+        writer = BlobWriter(storage)
+        batch = writer.begin_metadata()
+        ref = batch.add(BlobKind.SNAPSHOT, encode_snapshot(snapshot))
+        entry = SnapshotEntry(
+            ref,
+            (),
+            snapshot.time_us,
+            0,
+            None,
+            batch.start,
+            batch.length,
+            (snapshot.message, snapshot.metadata),
+        )
+        try:
+            writer.finish(batch)
+            break
+        except OutcomeUnknownError:
+            # Its name is in doubt, and a name is put once.
+            if not tries_left:
+                raise
     return Transaction(
         new_transaction_id(),
         0,

@@ -7,6 +7,7 @@ which it is a read-only session on the new snapshot.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
@@ -14,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from vstore import leases
+from vstore import leases, refs
 from vstore.blobs.reader import BlobReader
-from vstore.catalog.base import Applied, CloseSession, OpenSession, Precondition, Transaction
+from vstore.catalog.base import CloseSession, OpenSession, Precondition
 from vstore.config import encode_metadata
 from vstore.errors import (
+    CommitOutcomeUnknownError,
     ConflictError,
+    ForkedProcessError,
     InvalidInputError,
     NodeNotFoundError,
     NothingToCommitError,
@@ -29,12 +32,13 @@ from vstore.errors import (
 )
 from vstore.format.page import Child, Totals
 from vstore.format.record import HistoryEntry, OperationKind, SessionEntry, SnapshotEntry
-from vstore.handle import Handle, require_online, require_unprotected
+from vstore.handle import Handle, require_unprotected
 from vstore.history import require_branch, require_entry, require_known, resolve
-from vstore.ids import SessionId, new_session_id, new_transaction_id
+from vstore.ids import SessionId, new_session_id
 from vstore.keys.zarr import normalize_prefix
 from vstore.locks import ForkSafeLock
 from vstore.rebase import Changes, Origin, Rebase, rebase_changes, unique_sources
+from vstore.storage.base import require_writable
 from vstore.twins import async_twin
 from vstore.worktree import Worktree
 
@@ -66,15 +70,23 @@ class Session:
         epoch: int = 0,
     ) -> None:
         """`epoch` is the catalog's when `entry` was looked up; an earlier one only makes a commit look twice."""
+        if branch is not None:
+            require_writable(handle.storage)
         self._handle = handle
         self._entry = entry
         self._epoch = epoch
         self._branch = branch
         self._id = new_session_id()
+        self._pid = os.getpid()
+        self.is_local = handle.storage.is_local
+        """Whether reads are quick enough to be made on an event loop."""
         self._default_metadata = dict(default_metadata or {})
         self._lock = ForkSafeLock()
         self._is_registered = False
+        self._may_be_registered = False
         self._lease: SessionEntry | None = None
+        self._lease_id: SessionId | None = None
+        self._lease_pid = self._pid
         self._is_copy = False
         self._is_read_only = branch is None
         self._in_doubt: Prepared | None = None
@@ -123,7 +135,7 @@ class Session:
     @property
     def has_uncommitted_changes(self) -> bool:
         """Whether the session holds changes that differ from its snapshot."""
-        tree = self._tree
+        tree = self.tree
         if tree.mutations == 0:
             return False
         from vstore.worktree.compare import compare
@@ -142,14 +154,15 @@ class Session:
         """Return count and bytes of the chunks of all arrays at and below `path`; reads no chunk."""
         from vstore.worktree.listing import totals_below
 
-        return totals_below(self._tree, normalize_prefix(path))
+        return totals_below(self.tree, normalize_prefix(path))
 
     def status(self, *, values: bool = False) -> Diff:
         """Return what this session changed since its snapshot, by content; `values` as in `Repository.diff`."""
         from vstore.comparison import diff
 
-        with self._tree.lock:
-            return diff(self._tree.unedited(), self._tree, values=values)
+        tree = self.tree
+        with tree.lock:
+            return diff(tree.unedited(), tree, values=values)
 
     def diff(
         self,
@@ -217,7 +230,7 @@ class Session:
 
     def get_node_id(self, path: str) -> str:
         """Return the id of a group or array, which moves and renames keep, as hex text."""
-        node = self._tree.nodes.node(normalize_prefix(path))
+        node = self.tree.nodes.node(normalize_prefix(path))
         if node is None:
             raise NodeNotFoundError(f"there is no group or array at {path!r}.")
         return node.node_id.hex()
@@ -473,7 +486,7 @@ class Session:
     def _settle_doubt(self) -> str | None:
         """Find out whether an earlier commit of this session landed although it did not say so."""
         prepared = self._in_doubt
-        if prepared is None:
+        if prepared is None or self._pid != os.getpid():
             return None
         from vstore.commit import settle
 
@@ -495,7 +508,7 @@ class Session:
         old = self._tree
         self._entry = entry
         self._is_read_only = True
-        self._is_registered = False
+        self._is_registered = self._may_be_registered = False
         self._tree = self._clean_tree(self._handle.blobs_for(entry.id), root)
         old.writer.close()
 
@@ -530,18 +543,33 @@ class Session:
                     "a lease is for reading: the snapshot that a writable session is based on is kept as long as its "
                     "branch holds it. Open a read-only session for a lease."
                 )
-            self._lease = leases.take(self._handle, self._entry.id, duration, self._lease)
+            if self._lease_pid != os.getpid():
+                # A forked child's lease is its own: its parent's may be ended before.
+                self._lease = self._lease_id = None
+                self._lease_pid = os.getpid()
+            lease_id = self._lease_id or new_session_id()
+            is_held = self._lease is not None
+            try:
+                self._lease = leases.take(self._handle, self._entry.id, duration, lease_id, is_held=is_held)
+            except (CommitOutcomeUnknownError, KeyboardInterrupt):
+                # It may be there: to be renewed, or ended.
+                self._lease_id = lease_id
+                raise
+            self._lease_id = lease_id
             return leases.session_info(self._lease)
 
     def _end_lease(self) -> None:
-        lease, self._lease = self._lease, None
-        if lease is not None:
+        lease, self._lease, self._lease_id = self._lease_id, None, None
+        if lease is not None and self._lease_pid == os.getpid():
             with contextlib.suppress(StorageError, ReadOnlyError):
                 # If it can't be said now, its time will be over.
-                leases.end(self._handle, lease.session)
+                leases.end(self._handle, lease)
 
     def close(self) -> None:
-        """Let go of what the session holds; uncommitted changes are lost, a lease is ended. May be called again."""
+        """Let go of what the session holds; uncommitted changes are lost, a lease is ended. May be called again.
+
+        A forked child lets go of its view only; what its parent holds, and its lease, stay.
+        """
         with self._lock:
             self._end_lease()
             if self._is_read_only:
@@ -551,6 +579,8 @@ class Session:
             self._tree = self._clean_tree(old.blobs, old.nodes.root)
             old.closed = "this session was closed. Open a new one with repo.writable_session(branch)."
             old.writer.close()
+            if self._pid != os.getpid():
+                return
             with contextlib.suppress(StorageError, ReadOnlyError):
                 # If it can't be said now, the entry stays, and gc names it.
                 self._unregister()
@@ -564,6 +594,11 @@ class Session:
         self.close()
 
     def _require_writable(self) -> None:
+        if self._pid != os.getpid() and not self._is_read_only:
+            raise ForkedProcessError(
+                f"this session belongs to process {self._pid}, from which process {os.getpid()} was forked; a forked "
+                "child can only read through it. Open the repository and a writable session in the child itself."
+            )
         if self._is_copy:
             raise ReadOnlyError(
                 "this is a copy of a session that came through pickle, and the changes of a copy would be lost. Write "
@@ -580,30 +615,31 @@ class Session:
         now = self._handle.clock.now_us()
         with self._handle.catalog.reading() as view:
             entry = SessionEntry(self._id, view.epoch, now, now + SESSION_REGISTRATION_US)
-        self._update_registration(OperationKind.OPEN_SESSION, OpenSession(entry))
+        # Before the request: what lands late, or is interrupted, is ended by `close` too.
+        self._may_be_registered = True
+        self._change_registration(OperationKind.OPEN_SESSION, OpenSession(entry))
         self._is_registered = True
 
     def _unregister(self) -> None:
         """Tell the catalog that this session's packs need no protection any more."""
-        if self._is_registered:
-            self._update_registration(OperationKind.CLOSE_SESSION, CloseSession(self._id))
-            self._is_registered = False
+        if self._may_be_registered:
+            self._change_registration(OperationKind.CLOSE_SESSION, CloseSession(self._id))
+            self._is_registered = self._may_be_registered = False
 
-    def _update_registration(self, kind: OperationKind, update: OpenSession | CloseSession) -> None:
-        handle = self._handle
-        with handle.catalog.reading() as view:
-            condition, since = require_online(view), view.sequence
-        transaction = Transaction(
-            new_transaction_id(), since, kind, handle.clock.now_us(), handle.author, (condition,), (update,)
-        )
-        if not isinstance(handle.catalog.update(transaction), Applied):
-            raise StorageError("the repository's status changed meanwhile; try again")
+    def _change_registration(self, kind: OperationKind, update: OpenSession | CloseSession) -> None:
+        change = refs.Change(kind, (), (update,))
+        refs.apply(self._handle, lambda view: change, request=(kind, self._id))
 
     # --- for stores ------------------------------------------------------------------------------------------
 
     @property
     def tree(self) -> Worktree:
-        """The worktree that this session's stores read and write."""
+        """The worktree that this session's stores read and write; `ForkedProcessError` where it can't be used."""
+        if not self.is_local and self._pid != os.getpid():
+            # At once, and not only when something is needed that is not in memory.
+            from vstore.storage.objects.requests import forked
+
+            raise forked(self._pid)
         return self._tree
 
     def tree_for_writing(self) -> Worktree:

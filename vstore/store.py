@@ -48,7 +48,7 @@ class SessionStore(Store):
         super().__init__(read_only=read_only)
         self._session = session
         # Zarr's fused pipeline asks this before it calls get_sync and its like.
-        self._supports_sync_io = session.tree.blobs.storage.is_local
+        self._supports_sync_io = session.is_local
 
     @property
     def session(self) -> Session:

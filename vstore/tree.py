@@ -4,13 +4,17 @@
 old root stays valid. It serves twice: nodes by path, and an array's manifest pointers by tile. Pages come from a
 `PageStore` and go to a `PageSink`, both handed in. Neighbouring pages that became small are merged, so that deletes
 don't leave a tree of crumbs.
+
+Whoever made a repository may have made its pages to harm: a few that name each other could stand for more entries than
+anyone can walk through. So each page must lie where it was found (`Place`): one level below the page above, its keys in
+the range that is its own there. As ranges don't overlap, no page can then be met twice in a tree.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -70,6 +74,49 @@ FANOUT = 64
 """Entries of an inner page at most: their digests do not compress, so larger pages cost each commit more."""
 
 
+class Place(NamedTuple):
+    """Where a page is met: at this level (None: a root, at any), its keys in start <= key < stop (None: no end)."""
+
+    ref: BlobRef
+    level: int | None = None
+    start: bytes = b""
+    stop: bytes | None = None
+
+    def check(self, page: Page | PageNames) -> None:
+        """Raise `CorruptionError` unless `page` belongs here."""
+        if self.level is None:
+            return
+        keys = page.keys
+        if page.level != self.level:
+            raise CorruptionError(
+                f"page {self.ref.digest.hex()} of a page tree is of level {page.level}, where one of level "
+                f"{self.level} belongs. repo.fsck() names all that is damaged."
+            )
+        if not keys or keys[0] < self.start or (self.stop is not None and keys[-1] >= self.stop):
+            raise CorruptionError(
+                f"page {self.ref.digest.hex()} of a page tree has no keys, or some that belong to its neighbours. "
+                "repo.fsck() names all that is damaged."
+            )
+
+    def open(self, store: PageStore) -> Page:
+        """Return the page, checked."""
+        page = store.page(self.ref)
+        self.check(page)
+        return page
+
+    def open_names(self, store: PageStore) -> PageNames:
+        """Return the page's keys and tags, checked."""
+        names = store.names(self.ref)
+        self.check(names)
+        return names
+
+    def below(self, page: Page, index: int) -> Place:
+        """Return the place of the page that entry `index` of `page`, which lies here, names."""
+        keys = page.keys
+        stop = keys[index + 1] if index + 1 < len(keys) else self.stop
+        return Place(decode_child(page.values[index]).ref, page.level - 1, keys[index], stop)
+
+
 def get(store: PageStore, root: Child | None, key: bytes) -> Entry | None:
     """Return the entry at `key`, or None."""
     page = _leaf_page(store, root, key)
@@ -82,15 +129,14 @@ def get(store: PageStore, root: Child | None, key: bytes) -> Entry | None:
 
 
 def _leaf_page(store: PageStore, root: Child | None, key: bytes) -> Page | None:
-    child = root
-    for _ in range(MAX_LEVEL + 1):
-        if child is None:
-            return None
-        page = store.page(child.ref)
-        if page.level == 0:
-            return page
-        child = decode_child(page.values[_child_index(page.keys, key)])
-    raise CorruptionError("a page tree is deeper than the format allows")
+    if root is None:
+        return None
+    place = Place(root.ref)
+    page = place.open(store)
+    while page.level:
+        place = place.below(page, _child_index(page.keys, key))
+        page = place.open(store)
+    return page
 
 
 def _child_index(keys: list[bytes], key: bytes) -> int:
@@ -101,43 +147,38 @@ def iter_entries(
     store: PageStore, root: Child | None, start: bytes = b"", stop: bytes | None = None
 ) -> Iterator[Entry]:
     """Yield the entries with start <= key < stop, in order, reading only their pages."""
-    for page in _iter_leaves(store, root, start, stop):
+    if root is None:
+        return
+    for page in _iter_leaves(store, Place(root.ref), start, stop):
         low = bisect_left(page.keys, start)
         high = len(page.keys) if stop is None else bisect_left(page.keys, stop)
         for index in range(low, high):
             yield Entry(page.keys[index], page.tags[index], page.values[index])
 
 
-def _iter_leaves(
-    store: PageStore, root: Child | None, start: bytes, stop: bytes | None, depth: int = 0
-) -> Iterator[Page]:
-    if root is None:
-        return
-    page = store.page(root.ref)
+def _iter_leaves(store: PageStore, place: Place, start: bytes, stop: bytes | None) -> Iterator[Page]:
+    page = place.open(store)
     if page.level == 0:
         yield page
         return
-    _check_depth(depth)
     for index in _covering(page.keys, start, stop):
-        yield from _iter_leaves(store, decode_child(page.values[index]), start, stop, depth + 1)
+        yield from _iter_leaves(store, place.below(page, index), start, stop)
 
 
 def iter_reversed(store: PageStore, root: Child | None, stop: bytes | None = None) -> Iterator[Entry]:
     """Yield the entries with key < stop, last first."""
-    yield from _iter_reversed(store, root, stop, 0)
+    if root is not None:
+        yield from _iter_reversed(store, Place(root.ref), stop)
 
 
-def _iter_reversed(store: PageStore, root: Child | None, stop: bytes | None, depth: int) -> Iterator[Entry]:
-    if root is None:
-        return
-    _check_depth(depth)
-    page = store.page(root.ref)
+def _iter_reversed(store: PageStore, place: Place, stop: bytes | None) -> Iterator[Entry]:
+    page = place.open(store)
     high = len(page.keys) if stop is None else bisect_left(page.keys, stop)
     for index in reversed(range(high)):
         if page.level == 0:
             yield Entry(page.keys[index], page.tags[index], page.values[index])
         else:
-            yield from _iter_reversed(store, decode_child(page.values[index]), stop, depth + 1)
+            yield from _iter_reversed(store, place.below(page, index), stop)
 
 
 def _covering(keys: list[bytes], start: bytes, stop: bytes | None) -> range:
@@ -150,65 +191,54 @@ class NameCursor:
 
     def __init__(self, store: PageStore, root: Child | None) -> None:
         self._store = store
-        self._root = root
+        self._root = None if root is None else Place(root.ref)
 
     def first_at_or_after(self, key: bytes) -> tuple[bytes, int] | None:
         """Return the first (key, tag) not below `key`."""
-        return self._seek(self._root, key, 0)
+        return None if self._root is None else self._seek(self._root, key)
 
-    def _seek(self, child: Child | None, key: bytes, depth: int) -> tuple[bytes, int] | None:
-        if child is None:
-            return None
-        names = self._store.names(child.ref)
+    def _seek(self, place: Place, key: bytes) -> tuple[bytes, int] | None:
+        names = place.open_names(self._store)
         if names.level == 0:
             index = bisect_left(names.keys, key)
             return (names.keys[index], names.tags[index]) if index < len(names.keys) else None
-        _check_depth(depth)
-        page = self._store.page(child.ref)
+        page = place.open(self._store)
         for index in range(_child_index(page.keys, key), len(page.keys)):
-            found = self._seek(decode_child(page.values[index]), key, depth + 1)
+            found = self._seek(place.below(page, index), key)
             if found is not None:
                 return found
         return None
 
     def iter_keys(self, start: bytes, stop: bytes | None) -> Iterator[list[bytes]]:
         """Yield the keys with start <= key < stop, a page's at a time."""
-        yield from self._iter_keys(self._root, start, stop, 0)
+        if self._root is not None:
+            yield from self._iter_keys(self._root, start, stop)
 
-    def _iter_keys(
-        self, child: Child | None, start: bytes, stop: bytes | None, depth: int
-    ) -> Iterator[list[bytes]]:
-        if child is None:
-            return
-        names = self._store.names(child.ref)
+    def _iter_keys(self, place: Place, start: bytes, stop: bytes | None) -> Iterator[list[bytes]]:
+        names = place.open_names(self._store)
         if names.level == 0:
             high = len(names.keys) if stop is None else bisect_left(names.keys, stop)
             yield names.keys[bisect_left(names.keys, start) : high]
             return
-        _check_depth(depth)
-        page = self._store.page(child.ref)
+        page = place.open(self._store)
         for index in _covering(page.keys, start, stop):
-            yield from self._iter_keys(decode_child(page.values[index]), start, stop, depth + 1)
+            yield from self._iter_keys(place.below(page, index), start, stop)
 
     def iter_names(self, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, int]]:
         """Yield (key, tag) with start <= key < stop."""
-        yield from self._iter(self._root, start, stop, 0)
+        if self._root is not None:
+            yield from self._iter(self._root, start, stop)
 
-    def _iter(
-        self, child: Child | None, start: bytes, stop: bytes | None, depth: int
-    ) -> Iterator[tuple[bytes, int]]:
-        if child is None:
-            return
-        names = self._store.names(child.ref)
+    def _iter(self, place: Place, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, int]]:
+        names = place.open_names(self._store)
         if names.level == 0:
             high = len(names.keys) if stop is None else bisect_left(names.keys, stop)
             for index in range(bisect_left(names.keys, start), high):
                 yield names.keys[index], names.tags[index]
             return
-        _check_depth(depth)
-        page = self._store.page(child.ref)
+        page = place.open(self._store)
         for index in _covering(page.keys, start, stop):
-            yield from self._iter(decode_child(page.values[index]), start, stop, depth + 1)
+            yield from self._iter(place.below(page, index), start, stop)
 
 
 def totals_in_range(
@@ -219,35 +249,30 @@ def totals_in_range(
     measure: Callable[[Entry], Totals],
 ) -> Totals:
     """Return the summed totals of the entries with start <= key < stop; pages inside the range are not read."""
-    return _sum_range(store, root, start, stop, measure, 0)
+    return Totals() if root is None else _sum_range(store, Place(root.ref), start, stop, measure)
 
 
 def _sum_range(
     store: PageStore,
-    child: Child | None,
+    place: Place,
     start: bytes,
     stop: bytes | None,
     measure: Callable[[Entry], Totals],
-    depth: int,
 ) -> Totals:
-    if child is None:
-        return Totals()
-    page = store.page(child.ref)
+    page = place.open(store)
     total = Totals()
     if page.level == 0:
         high = len(page.keys) if stop is None else bisect_left(page.keys, stop)
         for index in range(bisect_left(page.keys, start), high):
             total += measure(Entry(page.keys[index], page.tags[index], page.values[index]))
         return total
-    _check_depth(depth)
     for index in _covering(page.keys, start, stop):
-        below = decode_child(page.values[index])
         begins_inside = page.keys[index] >= start
         ends_inside = stop is None or (index + 1 < len(page.keys) and page.keys[index + 1] <= stop)
         if begins_inside and ends_inside:
-            total += below.totals
+            total += decode_child(page.values[index]).totals
         else:
-            total += _sum_range(store, below, start, stop, measure, depth + 1)
+            total += _sum_range(store, place.below(page, index), start, stop, measure)
     return total
 
 
@@ -257,15 +282,14 @@ def iter_pages(
     """Yield every page below `root`, a page before those below it; `skip` leaves out a page and all below it."""
     if root is None or skip(root.ref):
         return
-    pending = [(root, 0)]
+    pending = [Place(root.ref)]
     while pending:
-        child, depth = pending.pop()
-        page = store.page(child.ref)
-        yield child.ref, page
+        place = pending.pop()
+        page = place.open(store)
+        yield place.ref, page
         if page.level:
-            _check_depth(depth)
-            below = [decode_child(value) for value in page.values]
-            pending.extend((item, depth + 1) for item in reversed(below) if not skip(item.ref))
+            below = [place.below(page, index) for index in range(len(page.keys))]
+            pending.extend(item for item in reversed(below) if not skip(item.ref))
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -315,15 +339,22 @@ def iter_differences(
 
 
 class _Item(msgspec.Struct, frozen=True):
-    """A page that is still closed (`entry` None), or an entry of an opened leaf; `level` is 0 for an entry."""
+    """A page that is still closed (`entry` None), or an entry of an opened leaf (`place` None).
+
+    `level` is that of the page above; 0 for an entry.
+    """
 
     key: bytes
     level: int
-    ref: BlobRef | None
+    place: Place | None
     entry: Entry | None
 
     def is_same_page(self, other: _Item) -> bool:
-        return self.ref is not None and other.ref is not None and self.ref.digest == other.ref.digest
+        return (
+            self.place is not None
+            and other.place is not None
+            and self.place.ref.digest == other.place.ref.digest
+        )
 
 
 def _goes_first(page: _Item, other: _Item | None) -> bool:
@@ -340,7 +371,7 @@ class _Frontier:
         self._store = store
         self._start, self._stop = start, stop
         # The level of a page is known when it is opened; the root goes before all that it could be compared with.
-        self._items = [] if root is None else [_Item(b"", MAX_LEVEL + 2, root.ref, None)]
+        self._items = [] if root is None else [_Item(b"", MAX_LEVEL + 2, Place(root.ref), None)]
 
     @property
     def head(self) -> _Item | None:
@@ -351,14 +382,12 @@ class _Frontier:
 
     def expand(self) -> None:
         """Replace the closed page at the head by what is in it."""
-        item = self._items.pop()
-        assert item.ref is not None
-        page = self._store.page(item.ref)
-        if page.level >= item.level or page.level > MAX_LEVEL:
-            raise CorruptionError("a page tree is deeper than the format allows")
+        place = self._items.pop().place
+        assert place is not None
+        page = place.open(self._store)
         if page.level:
             inside = _covering(page.keys, self._start, self._stop)
-            below = [_Item(page.keys[i], page.level, decode_child(page.values[i]).ref, None) for i in inside]
+            below = [_Item(page.keys[i], page.level, place.below(page, i), None) for i in inside]
         else:
             high = len(page.keys) if self._stop is None else bisect_left(page.keys, self._stop)
             below = [
@@ -366,11 +395,6 @@ class _Frontier:
                 for i in range(bisect_left(page.keys, self._start), high)
             ]
         self._items.extend(reversed(below))
-
-
-def _check_depth(depth: int) -> None:
-    if depth > MAX_LEVEL:
-        raise CorruptionError("a page tree is deeper than the format allows")
 
 
 # --- update --------------------------------------------------------------------------------------------------
@@ -389,7 +413,7 @@ def update(
     if root is None:
         entries = [change.entry for change in changes if change.entry is not None]
         return writer.grow(0, writer.split(0, entries))
-    level, pieces = writer.rewrite(root, changes, 0)
+    level, pieces = writer.rewrite(Place(root.ref), changes)
     return writer.grow(level, pieces)
 
 
@@ -409,10 +433,9 @@ class _Writer:
         self._policy = policy
         self._written: dict[bytes, tuple[int, list[bytes]]] = {}
 
-    def rewrite(self, child: Child, changes: Sequence[Change], depth: int) -> tuple[int, list[_Piece]]:
-        """Return the level of the page `child`, and the pieces that replace it."""
-        _check_depth(depth)
-        page = self._store.page(child.ref)
+    def rewrite(self, place: Place, changes: Sequence[Change]) -> tuple[int, list[_Piece]]:
+        """Return the level of the page at `place`, and the pieces that replace it."""
+        page = place.open(self._store)
         entries = [Entry(*fields) for fields in zip(page.keys, page.tags, page.values, strict=True)]
         if page.level == 0:
             return 0, self.split(0, _merge(entries, changes))
@@ -420,7 +443,7 @@ class _Writer:
         for index, (key, part) in enumerate(_partition(page.keys, changes)):
             value = page.values[index]
             if part:
-                pieces += self.rewrite(decode_child(value), part, depth + 1)[1]
+                pieces += self.rewrite(place.below(page, index), part)[1]
             else:
                 pieces.append(_Piece(key, value, [], 0))
         return page.level, self.split(page.level, self._settle(page.level - 1, pieces))
@@ -434,6 +457,8 @@ class _Writer:
             if len(entries) == 1:
                 return self._collapse(decode_child(entries[0].value))
             level += 1
+            if level > MAX_LEVEL:
+                raise CorruptionError("a page tree is as deep as the format allows. Its pages are damaged.")
             pieces = self.split(level, entries)
 
     def _collapse(self, root: Child) -> Child:

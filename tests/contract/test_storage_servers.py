@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests import servers
+from tests.xml_server import xml_server
 from vstore.ids import new_nonce
 from vstore.storage.base import Storage
 from vstore.storage.objects import ObjectStorage
@@ -23,7 +24,8 @@ def ministack() -> Iterator[str]:
 
 class TestMinistack(StorageContract):
     @pytest.fixture
-    def storage(self, ministack: str) -> Storage:
+    def storage(self, ministack: str, monkeypatch: pytest.MonkeyPatch) -> Storage:
+        servers.set_s3_environment(monkeypatch)
         return ObjectStorage(servers.s3_store(ministack, new_nonce().hex()))
 
 
@@ -35,5 +37,27 @@ def azurite() -> Iterator[str]:
 
 class TestAzurite(StorageContract):
     @pytest.fixture
-    def storage(self, azurite: str) -> Storage:
+    def storage(self, azurite: str, monkeypatch: pytest.MonkeyPatch) -> Storage:
+        servers.set_azure_environment(monkeypatch)
         return ObjectStorage(servers.azure_store(azurite, new_nonce().hex()))
+
+
+class TestGoogleDialect(StorageContract):
+    """obstore's code for Google Cloud Storage, against our own reading of its XML API."""
+
+    @pytest.fixture
+    def storage(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
+        with xml_server(google=True) as server:
+            store = server.store("some/where")
+            monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT_KEY", store.config["service_account_key"])
+            yield ObjectStorage(store, "else")
+
+
+class TestS3Dialect(StorageContract):
+    """The same server as an S3 one, so that what is asked of it elsewhere is known to be answered well."""
+
+    @pytest.fixture
+    def storage(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
+        servers.set_s3_environment(monkeypatch)
+        with xml_server(page=7) as server:
+            yield ObjectStorage(server.store("some/where"), "else")

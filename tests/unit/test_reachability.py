@@ -23,11 +23,10 @@ from vstore.blobs.cache import CACHE
 from vstore.catalog import log_state
 from vstore.format.envelope import BlobKind
 from vstore.format.pack import Footer
-from vstore.format.page import decode_child
-from vstore.format.refs import BlobRef
 from vstore.ids import PackId
 from vstore.keys.objects import parse_pack_name
 from vstore.reachability import Found, LeafVisitor, NeededBlob, NeededChunks, Walk
+from vstore.tree import Place as PagePlace
 
 Place_ = tuple[PackId, bytes, int]
 
@@ -151,22 +150,22 @@ def test_the_history_has_every_kind(history: vstore.Repository) -> None:
 
 
 class NoChildren(Walk):
-    def page(self, ref: BlobRef, what: str, visit_leaf: LeafVisitor) -> Iterator[Found]:
-        page = self.blobs.page(ref)
+    def page(self, place: PagePlace, what: str, visit_leaf: LeafVisitor) -> Iterator[Found]:
+        page = self.blobs.page(place.ref)
         if page.level:
-            yield NeededBlob(BlobKind.PAGE, ref, what)
+            yield NeededBlob(BlobKind.PAGE, place.ref, what)
         else:
-            yield from super().page(ref, what, visit_leaf)
+            yield from super().page(place, what, visit_leaf)
 
 
 class OnlyFirstChild(Walk):
-    def page(self, ref: BlobRef, what: str, visit_leaf: LeafVisitor) -> Iterator[Found]:
-        page = self.blobs.page(ref)
+    def page(self, place: PagePlace, what: str, visit_leaf: LeafVisitor) -> Iterator[Found]:
+        page = self.blobs.page(place.ref)
         if page.level:
-            yield NeededBlob(BlobKind.PAGE, ref, what)
-            yield from self.page(decode_child(page.values[0]).ref, what, visit_leaf)
+            yield NeededBlob(BlobKind.PAGE, place.ref, what)
+            yield from self.page(place.below(page, 0), what, visit_leaf)
         else:
-            yield from super().page(ref, what, visit_leaf)
+            yield from super().page(place, what, visit_leaf)
 
 
 class OnlyNewestLayer(Walk):

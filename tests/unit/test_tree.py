@@ -570,5 +570,5 @@ def too_deep(pages: Pages) -> Child:
 )
 def test_a_tree_that_is_too_deep_is_refused(walk):
     pages = Pages()
-    with pytest.raises(CorruptionError, match="deeper than the format allows"):
+    with pytest.raises(CorruptionError, match="is of level 1, where one of level 0 belongs"):
         walk(pages, too_deep(pages))

@@ -8,10 +8,16 @@ from __future__ import annotations
 
 import numpy as np
 
+from vstore.errors import SessionStateError
+
 _MAX_FREE = 4
 
 _FREE: list[memoryview] = []
 """Buffers that no writer of the process uses; single list operations are atomic."""
+
+
+class OverwrittenError(SessionStateError):
+    """A blob that waited in memory was dropped, as the key that was being read holds another now."""
 
 
 def take_buffer(size: int) -> memoryview:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from vstore.format.pack import Footer
 from vstore.ids import Digest, PackId
+from vstore.locks import ForkSafeLock
 
 MAX_MOVED_PACKS = 65_536
 _PREFIX = np.dtype("<u8")
@@ -25,7 +26,7 @@ class Relocations:
 
     def __init__(self) -> None:
         self._targets: OrderedDict[PackId, PackId] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock(threading.Lock)
 
     def get(self, pack: PackId) -> PackId | None:
         # Nearly always empty: asked on the path of every read.

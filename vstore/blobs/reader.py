@@ -114,7 +114,9 @@ class BlobReader:
 
     def manifest(self, ref: BlobRef) -> Manifest:
         """Return one layer of a tile; callers cache the merged tile."""
-        data = self.metadata(ref, "a manifest of chunk references")
+        # Copied, as its columns show parts of it: else what is cached would keep the mapped pack open, or a whole
+        # stretch in memory.
+        data = memoryview(bytes(self.metadata(ref, "a manifest of chunk references")))
         return self._decoded(decode_manifest, data, ref)
 
     def snapshot(self, ref: BlobRef) -> Snapshot:
@@ -336,7 +338,7 @@ def remember_page(digest: Digest, page: Page) -> None:
 
 def remember_snapshot(ref: BlobRef, snapshot: Snapshot) -> None:
     """Keep a decoded snapshot in the cache."""
-    CACHE.put(("snapshot", ref.digest), snapshot, ref.length * 4)
+    CACHE.put(("snapshot", ref.digest), snapshot, 1000 + len(snapshot.message) + len(snapshot.metadata))
 
 
 def _page_size(keys: list[bytes]) -> int:

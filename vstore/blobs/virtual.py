@@ -84,8 +84,15 @@ def file_path(location: str) -> str:
         location.encode()
     except UnicodeEncodeError:
         raise InvalidInputError(f"{location!r} is not valid Unicode") from None
-    parts = urlsplit(location)
-    path = unquote(parts.path)
+    try:
+        parts = urlsplit(location)
+        path = unquote(parts.path, errors="surrogateescape")
+    except ValueError as error:
+        raise InvalidInputError(f"{location!r} is not a URL: {error}") from None
+    if "?" in location or "#" in location:
+        raise InvalidInputError(
+            f"{location!r} has a '?' or '#': spell them %3F and %23 where they are part of a file's name."
+        )
     if (
         parts.scheme != _FILE
         or parts.netloc not in ("", "localhost")
@@ -96,7 +103,8 @@ def file_path(location: str) -> str:
             f"{location!r} can't hold virtual chunks: give an absolute file URL, for example "
             "'file:///data/model.nc'. Other schemes are not supported yet."
         )
-    return os.path.normpath(path)
+    # POSIX lets two slashes at the start mean something else.
+    return os.path.normpath("/" + path.lstrip("/"))
 
 
 def _prefix_folder(prefix: str) -> str:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from vstore.blobs.buffers import give_back, take_buffer
+from vstore.blobs.buffers import OverwrittenError, give_back, take_buffer
 from vstore.blobs.metadata import MetadataBatch
 from vstore.blobs.packing import NO_SLOT, OpenPack, Packed
 from vstore.errors import ForkedProcessError, InternalError, SessionStateError, StorageError
@@ -40,6 +40,8 @@ MAX_SEALS_UNDER_WAY = 4
 MAX_BATCHES_BEHIND = 2
 """Batches of blobs that wait for, or are in, their write on a local disk; a put that would add one more waits."""
 _SEAL_TRIES = 3
+_READ_TRIES = _SEAL_TRIES + 1
+"""Looks for a blob that goes from pack to pack while it is read."""
 _HELD_METADATA_BYTES = 4 * 1024 * 1024
 _IN_MEMORY = 0xFFFF_FFFF
 
@@ -377,22 +379,41 @@ class BlobWriter:
         return ~np.isin(packs, np.array(moving, dtype=np.uint32))
 
     def read(self, slot: int, length: int) -> memoryview:
-        """Return the bytes of a blob of this session."""
+        """Return the bytes of a blob of this session.
+
+        Raises `OverwrittenError` if no key holds it any more, `SessionStateError` if it went with the session.
+        """
+        for tries_left in reversed(range(_READ_TRIES)):
+            held = self.held(slot)
+            if held is not None:
+                return memoryview(held)
+            with self._lock:
+                number, offset = self._pack_of[slot], self._offset_of[slot]
+                unsealed = self._unsealed.get(number)
+                was_closed = self._closed
+            if number == _IN_MEMORY:
+                if was_closed:
+                    break
+                raise OverwrittenError("what was being read was overwritten meanwhile. Read it again.")
+            try:
+                if unsealed is not None:
+                    return unsealed.read(offset, length)
+                return self._storage.read(pack_name(self._pack_ids[number]), offset, length)
+            except (StorageError, InternalError):
+                # Perhaps it was sealed, its blobs were moved, or the session was closed, in between.
+                if self._closed and self._storage.size(pack_name(self._pack_ids[number])) is None:
+                    break
+                if not tries_left or unsealed is None:
+                    raise
+        raise SessionStateError("this session was closed while it was being read. Open a new one.")
+
+    def held(self, slot: int) -> bytes | None:
+        """Return the bytes of a blob that is in memory, or None if it is in a pack, or was dropped."""
         with self._lock:
             waiting = self._waiting.get(slot)
             data = self._moving.get(slot) if waiting is None else waiting.data
-            if data is not None:
-                # Copied under the lock: a buffer is used again, and a caller's memory is his when `put` returns.
-                return memoryview(bytes(data))
-            number, offset = self._pack_of[slot], self._offset_of[slot]
-            unsealed = self._unsealed.get(number)
-        if unsealed is not None:
-            try:
-                return unsealed.read(offset, length)
-            except StorageError:
-                # It was sealed, or its blobs were moved, in between.
-                number, offset = self._pack_of[slot], self._offset_of[slot]
-        return self._storage.read(pack_name(self._pack_ids[number]), offset, length)
+            # Copied under the lock: a buffer is used again, and a caller's memory is his when `put` returns.
+            return None if data is None else bytes(data)
 
     def locate(self, slots: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.uint32], U64]:
         """Return pack numbers (indices into `pack_ids`) and offsets of slots; only after `flush`."""

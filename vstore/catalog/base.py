@@ -390,6 +390,21 @@ class Catalog(Protocol):
         """Let go of connections. The catalog may be used again afterwards."""
 
 
+_NO_EPOCH = -1
+
+
+def settle(catalog: Catalog, transaction: Transaction) -> Operation | None:
+    """Find out whether a transaction whose outcome was unknown, or that was interrupted, was applied.
+
+    Asked for again under a condition that never holds, it is found if it was; if not, it is refused, which a catalog
+    says only when no try of it can land any more. It need not hold what it was first asked to do. Raises
+    `CommitOutcomeUnknownError` if that still can't be told.
+    """
+    question = msgspec.structs.replace(transaction, preconditions=(EpochIs(_NO_EPOCH),), updates=())
+    outcome = catalog.update(question)
+    return outcome.operation if isinstance(outcome, Applied) else None
+
+
 def check_transaction(transaction: Transaction) -> None:
     """Raise `InvalidInputError` if `transaction` is not one that may be asked for."""
     _require(len(transaction.transaction) == 16, "a transaction id has 16 bytes")

@@ -30,6 +30,7 @@ from vstore.catalog.base import (
     check_preconditions,
     check_transaction,
 )
+from vstore.catalog.handover import refuse_moved
 from vstore.catalog.log_check import iter_log_damage
 from vstore.catalog.log_head import KEPT_RECORDS, Head, LogReader, Newest
 from vstore.catalog.log_patience import Patience
@@ -65,12 +66,13 @@ from vstore.format.record import OperationKind
 from vstore.format.refs import BlobRef
 from vstore.ids import TransactionId, new_nonce, new_transaction_id
 from vstore.keys.objects import LATEST, REPO, log_name
-from vstore.storage.base import Storage
+from vstore.storage.base import Storage, require_writable
 from vstore.tree import Change, PageSink, PageStore
 
 __all__ = ["LogCatalog", "SpillStore"]
 
 _MAX_UNSETTLED = 1024
+_SPILL_TRIES = 3
 _FEW_PACKS = 4
 """A pack stays as long as one of its pages is needed: in more packs than this, most bytes are of pages that are not."""
 _MAX_PAGES_ANEW = 20_000
@@ -182,14 +184,29 @@ class LogCatalog:
             )
         planned = plan(view, first, 0)
         patience = Patience(self._clock)
-        while not self._append(blank, planned, first, patience):
-            found = self._reader.read(0)
-            if isinstance(found, Head) and self._view(found).find_transaction(first.transaction, -1):
-                # An earlier try of this very call, whose reply was lost.
-                return
-            if found is not None:
-                raise _exists_error(self._storage)
+        while not self._try_to_start(blank, planned, first, patience):
             self._wait(patience, first)
+
+    def _try_to_start(self, blank: LogRecord, planned: Plan, first: Transaction, patience: Patience) -> bool:
+        """Put number 0 once; False is to try again. Whoever holds the number holds it for good."""
+        try:
+            if self._append(blank, planned, first, patience):
+                return True
+            found = self._reader.read(0)
+        except (StorageError, FormatError) as error:
+            if first.transaction not in self._unsettled:
+                raise
+            if not _may_pass(error):
+                # The caller must not clean up: the record may be there, or come.
+                self._raise_unknown(first, error)
+            patience.note_trouble(error)
+            return False
+        if isinstance(found, Head) and self._view(found).find_transaction(first.transaction, -1):
+            # An earlier try of this very call, whose reply was lost.
+            return True
+        if found is not None:
+            raise _exists_error(self._storage)
+        return False
 
     def _view(self, head: Head) -> LogView:
         return LogView(head.record, self._pages_of(head.record))
@@ -205,7 +222,9 @@ class LogCatalog:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[LogView]:
-        yield self._view(self._resolve())
+        head = self._resolve()
+        refuse_moved(self._storage, head)
+        yield self._view(head)
 
     def recall(self) -> LogView | None:
         head = self._seen.get()
@@ -219,7 +238,18 @@ class LogCatalog:
         decode_identity(head.record.identity)
         return self._seen.advance(head)
 
+    def _resolve_surely(self) -> Head:
+        """Return the newest record as it is in the log, whatever the hint says."""
+        head = self._resolve()
+        found = self._reader.confirm(head)
+        if found is not None:
+            return self._seen.advance(found)
+        # The hint lied: what it showed was never in this log, so that going back from it loses nothing (L4).
+        self._seen.advance(self._reader.resolve_unaided(), instead_of=head)
+        return self._resolve()
+
     def check_writable(self) -> None:
+        require_writable(self._storage)
         if not self._is_probed:
             probe(self._storage)
             self._ensure_identity_object()
@@ -240,6 +270,7 @@ class LogCatalog:
     def _update(self, transaction: Transaction, *, anew: bool = False) -> Outcome:
         """Apply or refuse `transaction`; `anew` has all pages of the new state written anew."""
         check_transaction(transaction)
+        require_writable(self._storage)
         patience = Patience(self._clock)
         while True:
             outcome = self._try(transaction, patience, anew)
@@ -251,7 +282,7 @@ class LogCatalog:
     def _try(self, transaction: Transaction, patience: Patience, anew: bool) -> Outcome | None:
         """Go once through steps 1 to 5; None is to go through them again."""
         try:
-            head = self._seen.advance(self._reader.confirm(self._resolve()))
+            head = self._resolve_surely()
             view = self._view(head)
             done = view.find_transaction(transaction.transaction, transaction.since)
             if done is not None:
@@ -296,7 +327,7 @@ class LogCatalog:
         anew: bool = False,
     ) -> bool:
         """Put the record that follows `record`; tell whether it is surely there, and be it by reading it back."""
-        new = self._spill(apply(record, planned, new_nonce()), anew)
+        new = self._spill_surely(apply(record, planned, new_nonce()), anew)
         data = encode_record(new)
         if len(data) > MAX_RECORD_BYTES:
             raise InternalError(f"a log record of {len(data)} bytes exceeds the format's limit")
@@ -317,6 +348,8 @@ class LogCatalog:
                     self._seen.advance(found)
                 patience.note_loss()
                 self._restore_unsettled(transaction, before)
+                if isinstance(found, Tombstone) and self._reader.read(found.head) is None:
+                    raise _jump_error(self._storage) from error
                 return False
         except StorageError as error:
             # Surely not created, by the storage's contract.
@@ -327,6 +360,16 @@ class LogCatalog:
             return False
         self._acknowledge(Head(new, data, True))
         return True
+
+    def _spill_surely(self, record: LogRecord, anew: bool) -> LogRecord:
+        """Write the pages of a record; a pack of them whose outcome is unknown is written again, under a new name."""
+        for tries_left in reversed(range(_SPILL_TRIES)):
+            try:
+                return self._spill(record, anew)
+            except OutcomeUnknownError:
+                if not tries_left:
+                    raise
+        raise StorageError("unreachable")
 
     def _spill(self, record: LogRecord, anew: bool) -> LogRecord:
         changes = plan_spill(record)
@@ -392,11 +435,12 @@ class LogCatalog:
 
     def write_tombstones(self, keep: int = KEPT_RECORDS) -> int:
         """Replace records older than the newest `keep` by tombstones; return how many. May be cut off anywhere."""
-        head = self._reader.confirm(self._resolve())
+        head = self._resolve_surely()
         written = 0
         # Downwards, to stop where an earlier run began.
         for sequence in range(head.sequence - max(keep, 1), -1, -1):
-            if isinstance(self._reader.read(sequence), Tombstone):
+            if not isinstance(self._reader.read(sequence), Head):
+                # Also where nothing is: the log began or went on behind a jump.
                 break
             self._storage.write(log_name(sequence), encode_tombstone(Tombstone(sequence, head.sequence)))
             written += 1
@@ -425,7 +469,7 @@ class LogCatalog:
         return list(dict.fromkeys(found))
 
     def _log_damage(self) -> Iterator[str]:
-        head = self._reader.confirm(self._resolve())
+        head = self._resolve_surely()
         yield from iter_log_damage(self._storage, self._reader, head)
 
     def _view_damage(self) -> Iterator[str]:
@@ -444,6 +488,14 @@ def _may_pass(error: Exception) -> bool:
     """Tell whether trying again may help."""
     lasting = (FormatError, AccessDeniedError, OutOfSpaceError, UnsafeStorageError, CommitOutcomeUnknownError)
     return not isinstance(error, lasting)
+
+
+def _jump_error(storage: Storage) -> StorageError:
+    return StorageError(
+        f"{storage.url!r} is a copy that is being brought up to date, or was when that was interrupted, so "
+        "that nothing else can be written here. Nothing was changed. Run the copy again; or, if its source is lost, "
+        "let repo.convert_catalog('log') take the interrupted update back."
+    )
 
 
 def _exists_error(storage: Storage) -> RepositoryExistsError:

@@ -1,8 +1,9 @@
 """Finding the newest record of a log, by its dense numbers; the hint `latest` only says where to start.
 
 `LogReader.resolve` goes on from what its caller has seen until a number is absent. A number is never freed (L1), so
-a number that is there stays there, and all below it are there too: from far behind it gallops and bisects. Above:
-`log`.
+a number that is there stays there, and all between two that readers come to are there too, but for those that a *jump*
+passes over (`log_import`): from far behind it gallops and bisects. A jump whose target is not there yet ends the log.
+Above: `log`.
 """
 
 from __future__ import annotations
@@ -11,13 +12,31 @@ import os
 import threading
 from typing import NamedTuple
 
-from vstore.errors import CorruptionError, FormatError, ObjectNotFoundError, RepositoryNotFoundError
-from vstore.format.log_record import MAX_RECORD_BYTES, LogRecord, Tombstone, decode_log_object
-from vstore.keys.objects import LATEST, log_name
-from vstore.storage.base import Storage
+from vstore.errors import (
+    AccessDeniedError,
+    CorruptionError,
+    FormatError,
+    InternalError,
+    ObjectNotFoundError,
+    RepositoryNotFoundError,
+    StorageError,
+)
+from vstore.format.log_record import (
+    MAX_RECORD_BYTES,
+    MAX_SEQUENCE,
+    LogRecord,
+    Tombstone,
+    decode_log_object,
+)
+from vstore.keys.objects import LAST_SEQUENCE, LATEST, REPO, log_name
+from vstore.storage.base import Storage, reads_only
 
 KEPT_RECORDS = 1000
 """Only records older than the newest so many may be replaced by tombstones."""
+_READ_TRIES = 3
+_MAX_STEPS = 10_000
+"""Records read, or tombstones followed, by one look for the newest record; a log is looked at from near its end."""
+_GZIP_MAGIC = b"\x1f\x8b"
 _WALK_STEPS = 8
 """Records read one by one before looking further ahead: a busy log grows by a few between two looks."""
 
@@ -45,16 +64,49 @@ class LogReader:
         head = seen or self._start()
         steps = 0
         while True:
-            found = self.read(head.sequence + 1)
+            found = self._after(head.sequence)
             if found is None:
                 return head
-            head = self._follow(found)
+            following = self._follow(found)
+            if following is None:
+                return head
+            head = following
             steps += 1
+            if steps > _MAX_STEPS:
+                raise self._damage(log_name(head.sequence), "the log goes on and on behind it")
             if steps % _WALK_STEPS == 0:
                 head = self._skip_ahead(head)
 
+    def _after(self, sequence: int) -> Head | Tombstone | None:
+        """Return what is stored under the number after `sequence`, which is there."""
+        try:
+            return self.read(sequence + 1)
+        except AccessDeniedError:
+            if not self._hides_absence_after(sequence):
+                raise
+            return None
+
+    def _hides_absence_after(self, sequence: int) -> bool:
+        """Tell whether a refusal of a higher number than `sequence`, which is there, means that it is absent.
+
+        Web servers and buckets whose files may be read but not listed answer 403 for absent ones. They do so for each:
+        as long as `sequence` can be read, access was not lost. Were a record really kept from this reader, it would
+        show a state older than the log's end, as behind a slow cache; a writer must never believe such an answer.
+        """
+        return reads_only(self._storage) and self._storage.size(log_name(sequence)) is not None
+
     def read(self, sequence: int) -> Head | Tombstone | None:
         """Return what is stored under a number."""
+        for tries_left in reversed(range(_READ_TRIES)):
+            try:
+                return self._read_once(sequence)
+            except CorruptionError:
+                # It may have been damaged on the way: what is stored is read again before it is called damaged.
+                if not tries_left:
+                    raise
+        raise InternalError("unreachable")
+
+    def _read_once(self, sequence: int) -> Head | Tombstone | None:
         name = log_name(sequence)
         try:
             data = self._storage.read_whole(name, MAX_RECORD_BYTES)
@@ -72,21 +124,33 @@ class LogReader:
             found = decode_log_object(data)
         except (ObjectNotFoundError, FormatError):
             return None
+        except AccessDeniedError:
+            if not reads_only(self._storage):
+                raise
+            return None
         return Head(found, data, False) if isinstance(found, LogRecord) else None
 
-    def confirm(self, head: Head) -> Head:
-        """Return `head` as it is in the log, if only the hint has named it so far: the hint is no authority."""
+    def confirm(self, head: Head) -> Head | None:
+        """Return `head` as it is in the log, if only the hint has named it so far: the hint is no authority.
+
+        None if the log does not have it: the hint is another repository's or another copy's, or was made up. Only
+        records that are in the log are hinted at, and a number is never freed (L1).
+        """
         if head.is_confirmed:
             return head
         found = self.read(head.sequence)
         if isinstance(found, Head) and found.record.nonce == head.record.nonce:
             return found
-        if isinstance(found, Tombstone):
-            return self._follow(found)
-        raise self._damage(
-            LATEST,
-            f"it holds record {head.sequence}, which is not in the log; without it the log's own end counts",
-        )
+        if not isinstance(found, Tombstone):
+            return None
+        target = self._follow(found)
+        if target is None or target.record.identity != head.record.identity:
+            return None
+        return target
+
+    def resolve_unaided(self) -> Head:
+        """Return the newest record without asking the hint."""
+        return self.resolve(self._find_unaided())
 
     def is_present(self, sequence: int) -> bool:
         return self._storage.size(log_name(sequence)) is not None
@@ -95,58 +159,150 @@ class LogReader:
         hint = self.hint()
         if hint is not None:
             return hint
-        if not self.is_present(0):
-            raise RepositoryNotFoundError(
-                f"there is no repository at {self._storage.url!r}. Check the location; create() makes a new one."
-            )
-        return self._gallop(0)
+        return self._find_unaided()
+
+    def _find_unaided(self) -> Head:
+        head = self._gallop(0) if self._has_first() else None
+        if head is None:
+            raise not_found(self._storage)
+        return head
+
+    def _has_first(self) -> bool:
+        if not reads_only(self._storage):
+            return self.is_present(0)
+        try:
+            # Not only asked for: it could be a page that a web server shows for everything.
+            return self.read(0) is not None
+        except AccessDeniedError as error:
+            raise AccessDeniedError(
+                f"{error.message} Some servers answer so for what is not there: check the location, too."
+            ) from error
 
     def _skip_ahead(self, head: Head) -> Head:
         hint = self.hint()
         if hint is not None and hint.sequence > head.sequence:
-            return hint
-        return self._gallop(head.sequence)
+            confirmed = self.confirm(hint)
+            if confirmed is not None:
+                return confirmed
+        return self._gallop(head.sequence) or head
 
-    def _gallop(self, low: int) -> Head:
-        """Return a record near the end, from `low`, which is present: O(log n) requests."""
+    def _gallop(self, low: int) -> Head | None:
+        """Return a record near the end, from `low`, which is present: O(log n) requests. None for a mere jump."""
+        limit = MAX_SEQUENCE
+        while True:
+            newest = self._newest_present(low, limit)
+            found = self.read(newest)
+            if found is None:
+                raise self._damage(log_name(newest), "it was there and is gone")
+            head = self._follow(found)
+            if head is not None or newest == low:
+                return head
+            # A jump that is not done: what was there before it lies below.
+            limit = newest
+
+    def _newest_present(self, low: int, limit: int) -> int:
+        """Return a number from `low` on that is present, and the one after it absent or not below `limit`."""
         step = 1
-        while self.is_present(low + step):
+        while low + step < limit and self._is_present_above(low, low + step):
             low += step
             step *= 2
-        high = low + step
+        high = min(low + step, limit)
         while high - low > 1:
             middle = (low + high) // 2
-            if self.is_present(middle):
+            if self._is_present_above(low, middle):
                 low = middle
             else:
                 high = middle
-        found = self.read(low)
-        if found is None:
-            raise self._damage(log_name(low), "it was there and is gone")
-        return self._follow(found)
+        return low
 
-    def _follow(self, found: Head | Tombstone) -> Head:
-        """Return the record that a chain of tombstones leads to; each points forward."""
-        while isinstance(found, Tombstone):
+    def _is_present_above(self, low: int, sequence: int) -> bool:
+        try:
+            return self.is_present(sequence)
+        except AccessDeniedError:
+            if not self._hides_absence_after(low):
+                raise
+            return False
+
+    def _follow(self, found: Head | Tombstone) -> Head | None:
+        """Return the record that a chain of tombstones leads to; each points forward. None if a jump is not done."""
+        for _ in range(_MAX_STEPS):
+            if not isinstance(found, Tombstone):
+                return found
             target = self.read(found.head)
             if target is None:
+                # Behind an old tombstone other numbers follow; behind a jump nothing does.
+                if not self._is_present_above(found.sequence, found.sequence + 1):
+                    return None
                 raise self._damage(
                     log_name(found.head), f"the tombstone {found.sequence} points to it; it is missing"
                 )
             found = target
-        return found
+        raise self._damage(
+            log_name(found.sequence), "it is one of too many tombstones that follow each other"
+        )
 
     def _decode(self, name: str, data: bytes) -> LogRecord | Tombstone:
         try:
             return decode_log_object(data)
         except CorruptionError as error:
+            if reads_only(self._storage):
+                self._refuse_wrong_server(data)
             raise self._damage(name, str(error)) from error
+
+    def _refuse_wrong_server(self, data: bytes) -> None:
+        """Raise `StorageError` if what came is not damaged, but not what the web server was asked for."""
+        url = self._storage.url
+        if data.startswith(_GZIP_MAGIC):
+            raise StorageError(
+                f"{url!r} sends its files compressed by gzip, although that was not asked for. Serve the "
+                "repository's files as they are."
+            )
+        try:
+            answers_all = self._storage.size(log_name(LAST_SEQUENCE)) is not None
+        except StorageError:
+            answers_all = False
+        if answers_all:
+            raise StorageError(
+                f"{url!r} answers also for files that are not there: with a page of its own and status 200, or by "
+                "sending on to one, for example to log in. vstore finds the newest commit by asking for the next "
+                "one: serve the repository by a server that answers 404 for absent files."
+            )
 
     def _damage(self, name: str, finding: str) -> CorruptionError:
         return CorruptionError(
             f"{name!r} in {self._storage.url!r} is damaged: {finding}. Check the repository with vstore.ops.fsck, "
             "and restore the object from a backup."
         )
+
+
+def is_begun_only(storage: Storage) -> bool:
+    """Tell whether a log with a number 0 is none yet: a mere jump, whose record is still to be made."""
+    reader = LogReader(storage)
+    try:
+        if isinstance(reader.read(0), Tombstone):
+            reader.resolve(None)
+    except RepositoryNotFoundError:
+        return True
+    except FormatError:
+        # Damage is for who opens it.
+        return False
+    return False
+
+
+def not_found(storage: Storage) -> RepositoryNotFoundError:
+    """Return the error for a place without a catalog, or with a part of one."""
+    try:
+        is_claimed = storage.size(REPO) is not None
+    except StorageError:
+        is_claimed = False
+    if is_claimed:
+        return RepositoryNotFoundError(
+            f"the repository at {storage.url!r} is not complete: making a copy here was begun and not finished. Call "
+            "copy_to() or backup() again, which goes on from there."
+        )
+    return RepositoryNotFoundError(
+        f"there is no repository at {storage.url!r}. Check the location; create() makes a new one."
+    )
 
 
 class Newest:
@@ -161,17 +317,18 @@ class Newest:
         """Return it, or None at first."""
         return self._head
 
-    def advance(self, head: Head) -> Head:
-        """Take note of `head`; return the newest now."""
+    def advance(self, head: Head, *, instead_of: Head | None = None) -> Head:
+        """Take note of `head`, `instead_of` one that turned out not to be in the log; return the newest now."""
         if self._pid != os.getpid():
             # Another thread may have held it when this process was forked.
             self._lock = threading.Lock()
             self._pid = os.getpid()
         with self._lock:
             current = self._head
-            if current is None or (head.sequence, head.is_confirmed) > (
-                current.sequence,
-                current.is_confirmed,
+            if (
+                current is None
+                or current is instead_of
+                or (head.sequence, head.is_confirmed) > (current.sequence, current.is_confirmed)
             ):
                 self._head = current = head
             return current

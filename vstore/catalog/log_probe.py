@@ -17,22 +17,30 @@ from vstore.storage.base import Storage
 RACERS = 4
 ROUNDS = 2
 _TRIES = 5
+_READ_TRIES = 3
 
 
 def probe(storage: Storage) -> None:
     """Raise `UnsafeStorageError` if racing creates of a scratch object do not leave exactly one winner."""
-    rounds = 0
+    rounds = won = 0
     for _ in range(_TRIES):
-        rounds += _race(storage)
+        winners = _race(storage)
+        won += winners != 0
+        rounds += winners == 1
         if rounds == ROUNDS:
             return
+    if not won:
+        raise UnsafeStorageError(
+            f"{storage.url!r} does not keep its promise of conditional writes: no create of a new object succeeded in "
+            f"{_TRIES} trials. Choose another store, or a local directory."
+        )
     raise StorageError(
         f"{storage.url!r} did not answer {_TRIES} trials of conditional writes clearly. Nothing was changed; try again."
     )
 
 
-def _race(storage: Storage) -> bool:
-    """Run one race; return False if a reply was lost, so that it proves nothing."""
+def _race(storage: Storage) -> int | None:
+    """Run one race; return the number of winners, up to 1, or None if a reply was lost, so that it proves nothing."""
     name = probe_name(new_nonce())
     bodies = [new_nonce() for _ in range(RACERS)]
     start = Barrier(RACERS)
@@ -45,22 +53,30 @@ def _race(storage: Storage) -> bool:
         with ThreadPoolExecutor(RACERS) as pool:
             results = list(pool.map(create, bodies))
         again = _create(storage, name, new_nonce())
-        stored = storage.read_whole(name, 1024)
+        if None in results or again is None:
+            return None
+        winners = [body for body, won in zip(bodies, results, strict=True) if won]
+        if not winners:
+            # The winner may have been told that it lost: its client, or something on the way, repeated the request.
+            return 0
+        is_kept = _is_kept(storage, name, winners[0])
     finally:
         # Left behind after a crash it is only a few bytes.
         with contextlib.suppress(StorageError):
             storage.delete([name])
-    if None in results or again is None:
-        return False
-    winners = [body for body, won in zip(bodies, results, strict=True) if won]
-    if again or winners != [stored]:
+    if again or len(winners) > 1 or not is_kept:
         raise UnsafeStorageError(
             f"{storage.url!r} does not keep its promise of conditional writes: of {RACERS} racing creates of one "
-            f"object {len(winners)} succeeded, a later one {'succeeded' if again else 'was refused'}, and the "
-            f"winner's bytes were {'kept' if stored in winners else 'not kept'}. Commits could be lost here: choose "
-            "another store, or a local directory."
+            f"object {len(winners)} succeeded, a later one {'succeeded' if again else 'was refused'}, and the first "
+            f"winner's bytes were {'kept' if is_kept else 'not kept'}. Commits could be lost here: choose another "
+            "store, or a local directory."
         )
-    return True
+    return 1
+
+
+def _is_kept(storage: Storage, name: str, body: bytes) -> bool:
+    """Tell whether an object holds these bytes; what differs is read again, as it may have been damaged on the way."""
+    return any(storage.read_whole(name, 1024) == body for _ in range(_READ_TRIES))
 
 
 def _create(storage: Storage, name: str, body: bytes) -> bool | None:

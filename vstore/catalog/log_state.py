@@ -18,7 +18,6 @@ from vstore.catalog.state import (
     Space,
     StateView,
     decode_identity,
-    decode_operation,
     encode_entry,
     encode_operation,
     operation_key,
@@ -26,7 +25,7 @@ from vstore.catalog.state import (
 from vstore.errors import CorruptionError
 from vstore.format.log_record import TXID_SIZE, LogRecord
 from vstore.format.page import Child, Entry, Totals
-from vstore.format.record import Operation
+from vstore.format.record import Operation, decode_operation
 from vstore.format.refs import BlobRef
 from vstore.ids import SnapshotId, TransactionId
 from vstore.tree import Change, PageStore, TreePolicy
@@ -37,9 +36,9 @@ KEPT_TXIDS = 256
 """So many transactions can be told apart without reading a page."""
 
 _COLD = (Space.SNAPSHOT, Space.OPERATION, Space.EXPIRED)
-_COLD_KEPT_BYTES = 2 * 1024
-_HOT_BYTES = 4 * 1024
-_HOT_KEPT_BYTES = 1024
+COLD_KEPT_BYTES = 2 * 1024
+HOT_BYTES = 4 * 1024
+HOT_KEPT_BYTES = 1024
 _ENTRY_OVERHEAD_BYTES = 6
 
 POLICY = TreePolicy(leaf_bytes=4096, leaf_entries=256, measure=lambda entry: Totals())
@@ -84,18 +83,25 @@ def plan_spill(record: LogRecord) -> list[Change]:
     Snapshots and operations go first, oldest first: the newest are what commits and openings ask for. Refs and the
     rest stay as long as they are few, because every reader needs them.
     """
+    if b"" in record.entries:
+        raise CorruptionError("the newest record of the catalog has an entry without a key. Run repo.fsck().")
     cold = [key for key in record.entries if key[0] in _COLD]
     hot = [key for key in record.entries if key[0] not in _COLD]
     if _size(record, cold) + _size(record, hot) <= INLINE_BYTES:
         return []
-    moved = _oldest(record, cold, _COLD_KEPT_BYTES)
-    if _size(record, hot) > _HOT_BYTES:
-        moved += _oldest(record, hot, _HOT_KEPT_BYTES)
+    moved = _oldest(record, cold, COLD_KEPT_BYTES)
+    if _size(record, hot) > HOT_BYTES:
+        moved += _oldest(record, hot, HOT_KEPT_BYTES)
     return [_change(key, record.entries[key]) for key in sorted(moved)]
 
 
 def _size(record: LogRecord, keys: Sequence[bytes]) -> int:
-    return sum(len(key) + len(record.entries[key] or b"") + _ENTRY_OVERHEAD_BYTES for key in keys)
+    return sum(entry_size(key, record.entries[key]) for key in keys)
+
+
+def entry_size(key: bytes, value: bytes | None) -> int:
+    """Return about what an entry takes of a record."""
+    return len(key) + len(value or b"") + _ENTRY_OVERHEAD_BYTES
 
 
 def _oldest(record: LogRecord, keys: list[bytes], kept_bytes: int) -> list[bytes]:

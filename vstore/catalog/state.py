@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from enum import IntEnum
 from itertools import groupby, islice
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -34,8 +34,9 @@ from vstore.catalog.base import (
     UnmarkPacks,
     Update,
 )
-from vstore.errors import FormatError, InvalidInputError, UnsupportedFormatError
+from vstore.errors import CorruptionError, FormatError, InvalidInputError, UnsupportedFormatError
 from vstore.format.record import (
+    MAX_TIME_US,
     ExpiredEntry,
     Operation,
     OperationKind,
@@ -45,12 +46,12 @@ from vstore.format.record import (
     RefKind,
     SessionEntry,
     SnapshotEntry,
+    decode_operation,
     entry_from_wire,
     entry_to_wire,
     expired_from_wire,
     expired_to_wire,
     is_recordable,
-    operation_from_wire,
     operation_to_wire,
     pack_state_from_wire,
     session_from_wire,
@@ -109,7 +110,7 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class _Ref(msgspec.Struct, array_like=True):
-    snapshot: bytes | None
+    snapshot: Annotated[bytes, msgspec.Meta(min_length=DIGEST_SIZE, max_length=DIGEST_SIZE)] | None
     sequence: int
 
 
@@ -119,8 +120,8 @@ _REF = message_shape(_Ref)
 class _Identity(msgspec.Struct, array_like=True):
     repository: bytes
     format_version: int
-    features: list[str]
-    created_us: int
+    features: Annotated[list[Annotated[str, msgspec.Meta(max_length=100)]], msgspec.Meta(max_length=100)]
+    created_us: Annotated[int, msgspec.Meta(ge=0, le=MAX_TIME_US)]
 
 
 _IDENTITY = message_shape(_Identity)
@@ -255,10 +256,6 @@ def encode_operation(operation: Operation) -> bytes:
     return pack_message(operation_to_wire(operation))
 
 
-def decode_operation(data: bytes) -> Operation:
-    return operation_from_wire(unpack_message(data, "operation"))
-
-
 def encode_entry(entry: SnapshotEntry) -> bytes:
     return pack_message(entry_to_wire(entry))
 
@@ -316,6 +313,10 @@ class StateView(ABC):
     ) -> Iterator[tuple[bytes, bytes]]:
         """Yield keys and values with start <= key < stop, in order."""
 
+    def iter_space(self, space: Space) -> Iterator[tuple[bytes, bytes]]:
+        """Yield all keys and values of a space, in the order of the keys: the state as both catalogs mean it."""
+        return self._scan(space)
+
     @abstractmethod
     def iter_operations(self, before: int | None = None) -> Iterator[Operation]:
         """Yield the operations numbered below `before` (None: all), newest first, lazily."""
@@ -351,11 +352,11 @@ class StateView(ABC):
         for key, value in self._scan(space_of(kind)):
             snapshot = unpack_message(value, "ref", _REF).snapshot
             if snapshot is not None:
-                yield key.decode("utf-8", "surrogatepass"), SnapshotId(snapshot)
+                yield _name_of(key), SnapshotId(snapshot)
 
     def snapshot(self, snapshot: SnapshotId) -> SnapshotEntry | None:
         value = self._get(Space.SNAPSHOT, snapshot)
-        return None if value is None else decode_entry(value)
+        return None if value is None else _entry(snapshot, value)
 
     def expired(self, snapshot: SnapshotId) -> ExpiredEntry | None:
         value = self._get(Space.EXPIRED, snapshot)
@@ -375,8 +376,8 @@ class StateView(ABC):
             yield SnapshotId(key)
 
     def iter_snapshots(self) -> Iterator[SnapshotEntry]:
-        for _, value in self._scan(Space.SNAPSHOT):
-            yield decode_entry(value)
+        for key, value in self._scan(Space.SNAPSHOT):
+            yield _entry(key, value)
 
     def iter_expired(self) -> Iterator[ExpiredEntry]:
         for key, value in self._scan(Space.EXPIRED):
@@ -400,6 +401,25 @@ class StateView(ABC):
     def iter_sessions(self) -> Iterator[SessionEntry]:
         for _, value in self._scan(Space.SESSION):
             yield session_from_wire(unpack_message(value, "session entry"))
+
+
+def _name_of(key: bytes) -> str:
+    try:
+        return key.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        raise CorruptionError(
+            f"the name {key[:100]!r} of a ref in the catalog is not text. repo.fsck() names all that is damaged."
+        ) from None
+
+
+def _entry(key: bytes, value: bytes) -> SnapshotEntry:
+    entry = decode_entry(value)
+    if entry.ref.digest != key:
+        raise CorruptionError(
+            f"the catalog's entry of snapshot {key[:DIGEST_SIZE].hex()} is that of {entry.id.hex()}. repo.fsck() names "
+            "all that is damaged."
+        )
+    return entry
 
 
 def _expired(snapshot: SnapshotId, value: bytes) -> ExpiredEntry:

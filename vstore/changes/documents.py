@@ -47,6 +47,14 @@ class NodeSpec(msgspec.Struct, frozen=True):
 
 def parse_documents(documents: Mapping[str, bytes]) -> NodeSpec | None:
     """Return what these documents, by name, make of their path; None if they make no node."""
+    try:
+        return _parse_documents(documents)
+    except RecursionError:
+        # Nested as deeply as can just be read.
+        return None
+
+
+def _parse_documents(documents: Mapping[str, bytes]) -> NodeSpec | None:
     parsed = {name: _parse_object(data) for name, data in documents.items()}
     found: dict[str, ArraySpec | None] = {}
     v3 = _parse_v3(parsed.get(ZARR_JSON))

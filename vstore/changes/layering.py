@@ -301,6 +301,9 @@ class IndexedLayer:
         return (
             70 * len(manifest)
             + len(manifest.inline)
+            + 60 * (len(manifest.packs) + len(manifest.locations) + len(manifest.checksums))
+            + sum(map(len, manifest.locations))
+            + sum(len(check) for check in manifest.checksums if isinstance(check, str))
             + (2 * MAX_TILE_CHUNKS if self._table is not None else 0)
         )
 

@@ -14,7 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vstore.errors import CorruptionError
 from vstore.format.manifest import MAX_TILE_CHUNKS
+
+_MAX_INDEX = 2**62
+"""No chunk has such an index; indices of whole tiles beyond it would not fit into 64 bits."""
 
 
 @lru_cache(maxsize=1024)
@@ -68,7 +72,10 @@ def join_indices(
     indices = np.empty((len(rest), len(extents)), dtype=np.int64)
     for dimension in reversed(range(len(extents))):
         rest, indices[:, dimension] = np.divmod(rest, extents[dimension])
-    return indices + np.array([t * e for t, e in zip(tile, extents, strict=True)], dtype=np.int64)
+    first = [t * e for t, e in zip(tile, extents, strict=True)]
+    if rest.any() or max(first, default=0) >= _MAX_INDEX:
+        raise CorruptionError(f"tile {tile} of an array has chunks where its extents {extents} allow none")
+    return indices + np.array(first, dtype=np.int64)
 
 
 def tile_reaches_into(tile: tuple[int, ...], extents: tuple[int, ...], limit: tuple[int, ...]) -> bool:

@@ -97,12 +97,23 @@ class Envelope:
     def __len__(self) -> int:
         return len(self._sections)
 
-    def section(self, index: int) -> memoryview:
-        """Return the raw bytes of a section."""
+    def section(self, index: int, limit: int = MAX_SECTION_BYTES) -> memoryview:
+        """Return the raw bytes of a section, of which there may be at most `limit`."""
         compression, raw_size, body = self._sections[index]
+        if raw_size > limit:
+            raise CorruptionError(
+                f"section {index} of a {self.kind.name} has {raw_size} bytes; what is known of it allows {limit}"
+            )
         if compression == Compression.NONE:
             return body
         return _decompress(body, raw_size)
+
+    def plain_section(self, index: int) -> memoryview:
+        """Return a section that is never compressed, so that it can't be larger than what was read."""
+        compression, _, body = self._sections[index]
+        if compression != Compression.NONE:
+            raise CorruptionError(f"section {index} of a {self.kind.name} is compressed, which it never is")
+        return body
 
 
 def _decompress(body: memoryview, raw_size: int) -> memoryview:

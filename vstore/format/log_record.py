@@ -29,6 +29,8 @@ LOG_VERSION = 1
 MAX_RECORD_BYTES = 64 * 1024
 """No record is larger; writers stay below a quarter of it."""
 MAX_DECODED_BYTES = 1024 * 1024
+MAX_SEQUENCE = 2**62
+"""No log comes so far; what follows it can still be written."""
 NONCE_SIZE = 16
 TXID_SIZE = 16
 
@@ -118,7 +120,7 @@ def decode_log_object(data: BytesLike) -> LogRecord | Tombstone:
         magic, section = _open(data)
         if magic == _TOMBSTONE:
             own, head = unpack_message(section, "tombstone", _PAIR)
-            expect(0 <= own < head < 2**63, "a tombstone does not point forward")
+            expect(0 <= own < head <= MAX_SEQUENCE, "a tombstone does not point forward")
             return Tombstone(own, head)
         expect(magic == _RECORD, f"these bytes do not start like a log record: {magic.hex()}")
         return _to_record(unpack_message(section, "log record", _MAP))
@@ -167,7 +169,7 @@ def _to_record(fields: dict[str, msgspec.Raw]) -> LogRecord:
         known[name] = unpack_message(fields[name], f"log record's field {name!r}", shape)
     expect(len(known["txids"]) % TXID_SIZE == 0, "a log record's transaction ids are cut")
     return LogRecord(
-        to_size(known["seq"], "sequence", 2**63),
+        to_size(known["seq"], "sequence", MAX_SEQUENCE),
         known["nonce"],
         to_size(known["epoch"], "epoch", 2**62),
         known["repo"],

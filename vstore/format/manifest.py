@@ -32,7 +32,7 @@ import numpy.typing as npt
 
 from vstore.errors import FormatError, InternalError
 from vstore.format.columns import U64, EncodedColumn, decode_column, encode_column, encode_few, is_few
-from vstore.format.envelope import BlobKind, Section, decode_envelope, encode_envelope
+from vstore.format.envelope import BlobKind, Envelope, Section, decode_envelope, encode_envelope
 from vstore.format.refs import expect, guard, message_shape, pack_message, unpack_message
 from vstore.ids import DIGEST_SIZE, PACK_ID_SIZE, BytesLike, PackId
 
@@ -214,7 +214,7 @@ def _decode(data: BytesLike) -> Manifest:
     _check_columns(positions, kinds, sources, checks, (len(packs), len(locations), len(checksums)))
     if columns.pred:
         offsets = _undo_prediction(kinds, sources, offsets, lengths)
-    inline = bytes(envelope.section(2))
+    inline = _inline_bytes(envelope, kinds)
     _check_ranges(kinds, offsets, lengths, len(inline))
     return Manifest(
         positions.astype(np.uint16),
@@ -223,12 +223,18 @@ def _decode(data: BytesLike) -> Manifest:
         offsets,
         lengths,
         checks.astype(np.uint32),
-        _spread_digests(envelope.section(1), kinds),
+        _spread_digests(envelope.plain_section(1), kinds),
         inline,
         packs,
         locations,
         checksums,
     )
+
+
+def _inline_bytes(envelope: Envelope, kinds: U64) -> bytes:
+    """Return the third section, which holds no more than the inline chunks can be."""
+    limit = MAX_INLINE_BYTES * int(np.count_nonzero(kinds == ChunkKind.INLINE))
+    return bytes(envelope.section(2, limit))
 
 
 def _groups(kinds: npt.NDArray[Any], sources: npt.NDArray[Any]) -> U64:

@@ -43,6 +43,8 @@ Content: TypeAlias = bytes | BlobRef
 
 MAX_CONTENT_INLINE_BYTES = 4096
 """Longer documents and values are blobs of their own, so that they don't bloat the page of their neighbours."""
+MAX_CONTENT_READ_BYTES = 64 * 1024
+"""What readers take inside an entry, of contents and of manifests."""
 MAX_LAYERS = 64
 MAX_LAYER_INLINE_BYTES = 192
 """A manifest of about one ref: inlining larger ones was measured to cost more, as pages drag them along."""
@@ -152,6 +154,9 @@ class Node(msgspec.Struct, frozen=True):
 # --- keys ----------------------------------------------------------------------------------------------------
 
 
+_KEY_STARTS = (b"n\0", b"v\0", b"n", b"v")
+
+
 def node_key(path: str) -> bytes:
     """Return the node tree's key of the node at `path`."""
     return b"n" + _parts(path)
@@ -174,6 +179,7 @@ def _parts(path: str) -> bytes:
 
 def path_of(key: bytes) -> str:
     """Return the path or key that a node tree's key stands for."""
+    expect(key[:2] in _KEY_STARTS, "a node tree's key is malformed")
     try:
         return key[2:].replace(b"\0", b"/").decode()
     except UnicodeDecodeError:
@@ -206,6 +212,13 @@ def tile_of(key: bytes) -> tuple[int, ...]:
         coordinates.append(int.from_bytes(part, "big"))
         position += 1 + size
     return tuple(coordinates)
+
+
+def check_tile_key(key: bytes, extents: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the tile coordinates of a key of an array that has tiles of these extents."""
+    tile = tile_of(key)
+    expect(len(tile) == len(extents), "a tile has a wrong number of dimensions")
+    return tile
 
 
 # --- nodes ---------------------------------------------------------------------------------------------------
@@ -263,7 +276,10 @@ def _content_to_wire(content: Content) -> Any:
 
 
 def _content_from_wire(content: _WireContent) -> Content:
-    return content if isinstance(content, bytes) else from_wire(content)
+    if not isinstance(content, bytes):
+        return from_wire(content)
+    expect(len(content) <= MAX_CONTENT_READ_BYTES, "a document or value inside a page is too long for that")
+    return content
 
 
 def _tiles_from_wire(array: _WireTiles) -> Tiles:
@@ -276,7 +292,7 @@ def _tiles_from_wire(array: _WireTiles) -> Tiles:
         return Tiles(extents, {}, decode_child(array.root))
     few = array.few or []
     for key, _ in few:
-        expect(len(tile_of(key)) == len(extents), "a tile has a wrong number of dimensions")
+        check_tile_key(key, extents)
     expect(all(a[0] < b[0] for a, b in itertools.pairwise(few)), "an array's tiles are not increasing")
     return Tiles(extents, {key: _pointer_from_wire(pointer) for key, pointer in few})
 
@@ -304,7 +320,8 @@ def _pointer_to_wire(pointer: TilePointer) -> Any:
         (*layer.manifest, layer.ref_count) if isinstance(layer.manifest, BlobRef) else tuple(layer)
         for layer in pointer.layers
     ]
-    return (layers, *pointer.totals)
+    # Differences to what other pointers say.
+    return (layers, *_checked_totals(*pointer.totals))
 
 
 def _pointer_from_wire(fields: _WirePointer) -> TilePointer:
@@ -312,8 +329,11 @@ def _pointer_from_wire(fields: _WirePointer) -> TilePointer:
 
 
 def _totals_from_wire(fields: _WirePointer | _WirePointerTotals) -> Totals:
-    chunks, size = to_size(fields.chunks, "chunk count", 2**40), to_size(fields.bytes, "byte count", 2**63)
-    return Totals(chunks, size, fields.exact)
+    return _checked_totals(fields.chunks, fields.bytes, fields.exact)
+
+
+def _checked_totals(chunks: int, size: int, exact: bool) -> Totals:
+    return Totals(to_size(chunks, "chunk count", 2**40), to_size(size, "byte count", 2**63), exact)
 
 
 def _layer_from_wire(layer: list[Any]) -> Layer:
@@ -321,5 +341,6 @@ def _layer_from_wire(layer: list[Any]) -> Layer:
     count = to_size(layer[-1], "ref count", MAX_TILE_CHUNKS)
     if len(layer) == 2:
         expect(isinstance(layer[0], bytes), "an inline manifest is malformed")
+        expect(len(layer[0]) <= MAX_CONTENT_READ_BYTES, "a manifest inside a page is too long for that")
         return Layer(layer[0], count)
     return Layer(from_wire(layer[:4]), count)

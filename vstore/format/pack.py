@@ -30,6 +30,9 @@ TRAILER_SIZE = 64
 MAX_PACK_BLOBS = 1_000_000
 """A pack is sealed before it holds more, so that its footer stays within a section."""
 
+MAX_PACK_BYTES = 2**60
+"""More than any disk holds, and little enough that sums of offsets and lengths fit into 64 bits."""
+
 _HEADER = struct.Struct("<8sHHI")
 _TRAILER = struct.Struct("<QIIIHH16s12s")
 _TRAILER_END = struct.Struct("<I8s")
@@ -139,6 +142,8 @@ def decode_trailer(data: BytesLike, pack_size: int) -> Trailer:
 
     if len(data) != TRAILER_SIZE or pack_size < HEADER_SIZE + TRAILER_SIZE:
         raise CorruptionError("a pack is shorter than its header and trailer: it was cut")
+    if pack_size > MAX_PACK_BYTES:
+        raise CorruptionError(f"a pack can't have {pack_size} bytes")
     view = memoryview(data)
     crc, magic = _TRAILER_END.unpack_from(view, _TRAILER.size)
     if magic != _END_MAGIC or crc != crc32c(view[: _TRAILER.size]):
@@ -171,7 +176,7 @@ def _decode_footer(data: BytesLike, trailer: Trailer) -> Footer:
     expect(len(envelope) == 2, "a footer has two sections")
     columns: _Columns = unpack_message(envelope.section(0), "pack footer", _COLUMNS)
     count = columns.n
-    digests = envelope.section(1)
+    digests = envelope.plain_section(1)
     expect(count == trailer.blob_count and len(digests) == count * DIGEST_SIZE, "footer and trailer disagree")
     kinds = decode_column(columns.kind, count)
     offsets = decode_column(columns.offset, count)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from vstore.errors import FormatError
+from vstore.errors import CorruptionError, FormatError
 from vstore.format.columns import EncodedColumn, decode_column, encode_column, encode_few, is_few
 from vstore.format.envelope import BlobKind, Envelope, Section, decode_envelope, encode_envelope
 from vstore.format.refs import (
@@ -40,6 +40,9 @@ _NAMES = message_shape(tuple[int, int, EncodedColumn, bytes, bytes])
 _VALUES = message_shape(tuple[EncodedColumn, bytes])
 _CHILD = message_shape(tuple[WireRef, int, int, int, bool])
 _SIZES = message_shape(tuple[msgspec.Raw, int, int, int, bool])
+
+
+_MAX_TOTAL = 2**63
 
 
 class Totals(NamedTuple):
@@ -141,14 +144,22 @@ def decode_page_names(data: BytesLike) -> PageNames:
 
 def encode_child(child: Child) -> bytes:
     """Return an inner page's value."""
-    return pack_message((tuple(child.ref), child.entries, *child.totals))
+    chunks, size, exact = child.totals
+    if not 0 <= max(child.entries, chunks, size) <= _MAX_TOTAL or min(child.entries, chunks, size) < 0:
+        # Sums of what other pages say.
+        raise CorruptionError(
+            f"the totals {child.totals} of a page can't be: those of pages below it are damaged"
+        )
+    return pack_message((tuple(child.ref), child.entries, chunks, size, exact))
 
 
 def decode_child(value: BytesLike) -> Child:
     """Return what an inner page's value says."""
     ref, entries, chunks, size, exact = unpack_message(value, "page entry", _CHILD)
-    totals = Totals(to_size(chunks, "chunk count", 2**63), to_size(size, "byte count", 2**63), exact)
-    return Child(from_wire(ref), to_size(entries, "entry count", 2**63), totals)
+    totals = Totals(
+        to_size(chunks, "chunk count", _MAX_TOTAL), to_size(size, "byte count", _MAX_TOTAL), exact
+    )
+    return Child(from_wire(ref), to_size(entries, "entry count", _MAX_TOTAL), totals)
 
 
 def sum_totals(totals: Iterable[Totals]) -> Totals:

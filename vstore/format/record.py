@@ -8,13 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import IntEnum
-from typing import Any, NamedTuple, TypeAlias
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
-from vstore.format.refs import BlobRef, expect, to_size
-from vstore.ids import DIGEST_SIZE, PACK_ID_SIZE, Digest, PackId, SessionId, SnapshotId, TransactionId
+import msgspec
+
+from vstore.format.refs import BlobRef, expect, message_shape, to_size, unpack_message
+from vstore.ids import (
+    DIGEST_SIZE,
+    PACK_ID_SIZE,
+    BytesLike,
+    Digest,
+    PackId,
+    SessionId,
+    SnapshotId,
+    TransactionId,
+)
 
 MAX_TIME_US = 253_402_300_799_999_999
 """The last microsecond of the year 9999, beyond which no calendar here goes."""
+MAX_CHANGES = 1_000_000
+"""Of refs by one operation."""
 _ID_SIZE = 16
 
 
@@ -62,6 +75,37 @@ class PackMark(IntEnum):
     DELETING = 2
     REPLACING = 3
     RELOCATED = 4
+
+
+class _WireChange(msgspec.Struct, array_like=True):
+    kind: int
+    name: str
+    before: bytes | None
+    after: bytes | None
+
+
+class _WireOperation(msgspec.Struct, array_like=True):
+    """What an operation holds behind its sequence number and its transaction; newer fields are ignored."""
+
+    kind: int
+    time_us: int
+    author: str
+    changes: Annotated[list[_WireChange], msgspec.Meta(max_length=MAX_CHANGES)]
+    details: msgspec.Raw
+
+
+class _WholeWireOperation(msgspec.Struct, array_like=True):
+    sequence: int
+    transaction: bytes
+    kind: int
+    time_us: int
+    author: str
+    changes: Annotated[list[_WireChange], msgspec.Meta(max_length=MAX_CHANGES)]
+    details: msgspec.Raw
+
+
+_OPERATION = message_shape(_WireOperation)
+_WHOLE_OPERATION = message_shape(_WholeWireOperation)
 
 
 class SnapshotEntry(NamedTuple):
@@ -221,6 +265,28 @@ def is_recordable(operation: Operation) -> bool:
         and isinstance(operation.kind, OperationKind)
         and type(operation.author) is str
         and operation.author.isascii()
+        and len(operation.changes) <= MAX_CHANGES
+    )
+
+
+def decode_operation(data: BytesLike) -> Operation:
+    """Return the operation in a message, which may be long: it may change very many refs."""
+    fields = unpack_message(data, "operation", _WHOLE_OPERATION)
+    return _operation_of(fields.sequence, fields.transaction, fields)
+
+
+def decode_operation_fields(sequence: int, transaction: bytes, data: BytesLike) -> Operation:
+    """Return the operation whose other fields are in a message."""
+    return _operation_of(sequence, transaction, unpack_message(data, "operation", _OPERATION))
+
+
+def _operation_of(
+    sequence: int, transaction: bytes, fields: _WireOperation | _WholeWireOperation
+) -> Operation:
+    changes = [(change.kind, change.name, change.before, change.after) for change in fields.changes]
+    details = unpack_message(fields.details, "operation's details")
+    return operation_from_wire(
+        (sequence, transaction, fields.kind, fields.time_us, fields.author, changes, details)
     )
 
 

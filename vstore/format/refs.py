@@ -14,6 +14,8 @@ from vstore.errors import CorruptionError, VStoreError
 from vstore.ids import DIGEST_SIZE, PACK_ID_SIZE, BytesLike, Digest, PackId
 
 MAX_BLOB_BYTES = 2**40
+MAX_FREE_MESSAGE_BYTES = 256 * 1024
+"""A message of no stated shape is not longer: each of its bytes may become an object. None that is written is."""
 CHECK_BLOCK_BYTES = 64 * 1024
 """Blobs larger than this are followed by one crc32c (u32, little-endian) for each block of this size."""
 
@@ -58,6 +60,10 @@ _ANY = message_shape(Any)
 
 def unpack_message(data: BytesLike, what: str, shape: MessageShape = _ANY) -> Any:
     """Return the msgpack value in `data`, which must have this shape."""
+    if shape is _ANY and len(data) > MAX_FREE_MESSAGE_BYTES:
+        raise CorruptionError(
+            f"the {what} has {len(data)} bytes; at most {MAX_FREE_MESSAGE_BYTES} are allowed"
+        )
     try:
         return shape.decode(data)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:

@@ -13,11 +13,11 @@ Fields that this version does not know are ignored.
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import msgspec
 
+from vstore.config import load_object
 from vstore.errors import FormatError
 from vstore.format.envelope import BlobKind, Section, decode_envelope, encode_envelope
 from vstore.format.page import Child, decode_child, encode_child
@@ -76,9 +76,7 @@ def decode_snapshot(data: BytesLike) -> Snapshot:
 
 def _from_fields(fields: _Fields) -> Snapshot:
     expect(all(len(p) == DIGEST_SIZE for p in fields.parents), "a snapshot's parents are malformed")
-    expect(
-        isinstance(json.loads(fields.metadata.decode()), dict), "a snapshot's metadata is not a JSON object"
-    )
+    load_object(fields.metadata, "a snapshot's metadata")
     return Snapshot(
         tuple(SnapshotId(parent) for parent in fields.parents),
         to_size(fields.time, "time", MAX_TIME_US),

@@ -32,6 +32,7 @@ LAST_SEQUENCE = 10**20 - 1
 _NAME = re.compile(
     r"repo|latest|log/[0-9]{20}|packs/([0-9a-f]{2})/\1[0-9a-f]{30}|staging/[0-9a-f]{32}|probe/[0-9a-f]{32}"
 )
+_FOLDER = re.compile(r"log|packs(?:/[0-9a-f]{2})?|staging|probe")
 _STAGED = re.compile(r"staging/[0-9a-f]{32}")
 _PACK = re.compile(r"packs/([0-9a-f]{2})/(\1[0-9a-f]{30})")
 
@@ -65,6 +66,11 @@ def parse_pack_name(name: str) -> PackId | None:
 def parse_staging_name(name: str) -> PackId | None:
     """Return the id in a staged pack's name, or None if `name` is not one."""
     return PackId(bytes.fromhex(name[len(STAGING_PREFIX) :])) if _STAGED.fullmatch(name) else None
+
+
+def is_object_folder(name: str) -> bool:
+    """Tell whether vstore puts objects, or folders with objects, into the folder `name`."""
+    return _FOLDER.fullmatch(name) is not None
 
 
 def check_object_name(name: str) -> str:

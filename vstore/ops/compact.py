@@ -108,6 +108,8 @@ def compact(
     Raises `CorruptionError` if metadata can't be read, or a blob that is to be copied is damaged; nothing has changed
     for the packs concerned then.
     """
+    if not dry_run:
+        handle.catalog.check_writable()
     report = _Compactor(handle, dry_run, progress).run()
     if rewrite_heads and not dry_run:
         # Afterwards: they name the packs where blobs are now.

@@ -25,6 +25,7 @@ from vstore.ops.pack_index import PackIndex, footer_columns, read_checked_footer
 from vstore.ops.repair import Repaired, repair
 from vstore.ops.scrub import Choose, Scrub, everything, sampler
 from vstore.repository import Location, Repository
+from vstore.storage.base import reads_only
 
 MAX_DAMAGES = 1000
 """No more are listed; the others are counted."""
@@ -53,7 +54,9 @@ class Damage(NamedTuple):
 
 @dataclass(slots=True)
 class FsckReport:
-    """What was checked and what was found. `unreferenced_packs` are no damage: gc removes them.
+    """What was checked and what was found.
+
+    `unreferenced_packs` are no damage: gc removes them. A web server, which lists nothing, shows none of them.
 
     `damages` are those that are left after the repairs, `more_damages` how many there are beyond those listed.
     `blobs` and `bytes` count references to blobs, `read_blobs` and `read_bytes` what was read and checked against its
@@ -266,10 +269,18 @@ class _Fsck:
     # --- reporting -------------------------------------------------------------------------------------------
 
     def _count(self, seen: _Seen) -> None:
-        present = {
-            pack for info in self._handle.storage.list(PACK_PREFIX) if (pack := parse_pack_name(info.name))
-        }
         report, examination = self._report, seen.examination
+        try:
+            present = {
+                pack
+                for info in self._handle.storage.list(PACK_PREFIX)
+                if (pack := parse_pack_name(info.name))
+            }
+        except StorageError:
+            if not reads_only(self._handle.storage):
+                raise
+            # Web servers list nothing: what is not needed can't be seen.
+            present = {pack for pack in examination.met if isinstance(examination.index(pack), PackIndex)}
         report.snapshots, report.packs = len(seen.scope.entries), len(present)
         report.unreferenced_packs = len(present - examination.needed)
         report.blobs, report.bytes = examination.refs, examination.bytes

@@ -135,11 +135,19 @@ def freed_bytes(handle: Handle, expired: Collection[SnapshotId]) -> int:
 
 def final_packs(packs: Iterable[PackId], moved: dict[PackId, PackId]) -> set[PackId]:
     """Return where the blobs of packs are now."""
+    finals: dict[PackId, PackId] = {}
     found = set()
     for pack in packs:
-        for _ in range(len(moved)):
-            if pack not in moved:
-                break
+        way: list[PackId] = []
+        while pack not in finals and pack in moved:
+            if len(way) >= len(moved):
+                raise CorruptionError(
+                    f"the catalog says that pack {pack.hex()} was replaced by packs that it replaced itself, so that "
+                    "nothing tells what is in use, and nothing was deleted. repo.fsck() names all that is damaged."
+                )
+            way.append(pack)
             pack = moved[pack]
-        found.add(pack)
+        final = finals.get(pack, pack)
+        finals.update(dict.fromkeys(way, final))
+        found.add(final)
     return found

@@ -48,6 +48,7 @@ from vstore.ids import Digest, PackId, SnapshotId, blake3_digest
 from vstore.keys.objects import pack_name
 from vstore.ops.marks import Progress, silent
 from vstore.session import Session
+from vstore.storage.base import require_writable
 from vstore.tree import Change
 from vstore.worktree import Worktree
 from vstore.worktree.arrays import read_layer
@@ -70,6 +71,7 @@ def rewrite_head(
 
     Raises `ConflictError` if the branch kept moving; the error's remedy is to try again later.
     """
+    require_writable(handle.storage)
     for tries_left in reversed(range(_TRIES)):
         try:
             return _rewrite(handle, branch, message, metadata, progress)

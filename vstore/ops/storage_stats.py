@@ -29,6 +29,7 @@ from vstore.keys.objects import PACK_PREFIX
 from vstore.ops.live import digest_prefixes
 from vstore.ops.marks import Progress, silent
 from vstore.reachability import Found, NeededBlob, TilePlace, Unreadable, Walk
+from vstore.storage.base import reads_only
 
 PART_ROWS = 2_000_000
 """So many refs are joined at once, in about 200 MB."""
@@ -81,9 +82,9 @@ class StorageStats:
 
     `native_bytes` are chunks and plain values in packs, `inlined_bytes` chunks inside manifests, `virtual_bytes` ranges
     of other people's files, `metadata_bytes` snapshots, pages, manifests and documents. `versions_bytes` is what native
-    chunks would take if each version of each chunk were stored by itself. `pack_bytes` is the size of all packs,
-    `unreferenced_bytes` what is needed only by snapshots that no branch or tag reaches, and `unreadable` the metadata
-    blobs that can't be read, below which nothing was counted.
+    chunks would take if each version of each chunk were stored by itself. `pack_bytes` is the size of all packs (0 on a
+    web server, which lists nothing), `unreferenced_bytes` what is needed only by snapshots that no branch or tag
+    reaches, and `unreadable` the metadata blobs that can't be read, below which nothing was counted.
     """
 
     native_bytes: int = 0
@@ -145,7 +146,11 @@ def storage_stats(handle: Handle, *, top: int = 10, progress: Progress = silent)
     census = _Census(handle.blobs_for(None), history)
     census.run(progress)
     stats = StorageStats(unreadable=census.unreadable)
-    stats.pack_bytes = sum(info.size for info in handle.storage.list(PACK_PREFIX))
+    try:
+        stats.pack_bytes = sum(info.size for info in handle.storage.list(PACK_PREFIX))
+    except StorageError:
+        if not reads_only(handle.storage):
+            raise
     sums = _Sums(len(history.entries), census.masks)
     for state, length in census.iter_metadata():
         sums.add_metadata(state, length)

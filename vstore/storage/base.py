@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 
 import msgspec
 
+from vstore.errors import ReadOnlyError
 from vstore.ids import BytesLike, PackId
 
 
@@ -139,3 +140,17 @@ class Storage(Protocol):
 
     def close(self) -> None:
         """Let go of maps, handles and threads; what was read stays valid. May be used again afterwards."""
+
+
+def reads_only(storage: Storage) -> bool:
+    """Tell whether nobody can write through `storage`: a plain HTTP server has no safe way to."""
+    return bool(getattr(storage, "reads_only", False))
+
+
+def require_writable(storage: Storage) -> None:
+    """Raise `ReadOnlyError` where nobody can write, before anything is asked of the storage."""
+    if reads_only(storage):
+        raise ReadOnlyError(
+            f"{storage.url} can only be read: HTTP servers have no safe way to write. Open the repository where its "
+            "files are, in a directory or an object store, to change it."
+        )

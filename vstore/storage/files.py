@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Sequence
 from io import FileIO
 
 from vstore.errors import (
     AccessDeniedError,
+    CorruptionError,
     ObjectNotFoundError,
     OutOfSpaceError,
     StorageError,
@@ -29,6 +31,8 @@ except ImportError:  # Windows
 MAX_BUFFERS = 1024
 """The most buffers that one pwritev takes on Linux and macOS (IOV_MAX)."""
 
+_PACKS = "packs"
+_FOLDER_FLAGS = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _ABSENT = {errno.ENOENT, errno.ENOTDIR}
@@ -94,6 +98,43 @@ def sync_directory(path: str) -> None:
         sync_file(fd)
     finally:
         os.close(fd)
+
+
+def open_regular(path: str) -> int:
+    """Open a file for reading; `CorruptionError` if it is a pipe, a device, a folder or the like."""
+    # Without waiting: opening a pipe would, for a writer.
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise CorruptionError(
+            f"{path!r} is not a regular file, as vstore's objects are. Look at what put it there, and remove it or "
+            "restore the file from a copy."
+        )
+    return fd
+
+
+def open_folder(root: str, folder: str) -> int:
+    """Open a folder below `root`, and refuse to go through symbolic links: what lies behind one is elsewhere."""
+    fd = os.open(root, _FOLDER_FLAGS)
+    for part in filter(None, folder.split("/")):
+        above = fd
+        try:
+            fd = os.open(part, _FOLDER_FLAGS | getattr(os, "O_NOFOLLOW", 0), dir_fd=above)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENOTDIR):
+                _refuse_link(os.path.join(root, folder), os.stat(part, dir_fd=above, follow_symlinks=False))
+            raise
+        finally:
+            os.close(above)
+    return fd
+
+
+def _refuse_link(path: str, status: os.stat_result) -> None:
+    if stat.S_ISLNK(status.st_mode):
+        raise UnsafeStorageError(
+            f"{path!r} is, or lies behind, a symbolic link: nothing is written or deleted there, as it is outside the "
+            "repository. Put a folder in the link's place; only a repository as a whole may be linked to."
+        )
 
 
 def pwrite_all(fd: int, offset: int, buffers: Sequence[BytesLike]) -> int:
@@ -200,6 +241,20 @@ class Folders:
     def __init__(self, root: str) -> None:
         self._root = root
         self._durable: set[str] = set()
+        self._real: set[str] = set()
+
+    def check(self, folder: str) -> None:
+        """Refuse a folder that is a symbolic link; one that is not there is none.
+
+        Only `packs` may be one, for an owner who puts the packs on another disk: packs have new names, so that nothing
+        that lies there is written over, and nothing is ever deleted behind a link.
+        """
+        if folder in self._real or folder == _PACKS:
+            return
+        path = os.path.join(self._root, folder)
+        with contextlib.suppress(FileNotFoundError):
+            _refuse_link(path, os.lstat(path))
+            self._real.add(folder)
 
     def ensure(self, folder: str) -> None:
         """Make `folder` ("packs/ab") and those above it, below the root."""
@@ -210,9 +265,10 @@ class Folders:
             self.ensure(parent)
         with contextlib.suppress(FileExistsError):
             os.mkdir(os.path.join(self._root, folder))
+        self.check(folder)
         above = os.path.join(self._root, parent)
         # What others made is durable by the same sync; else a process would sync once for each of 256 folders.
-        present = os.listdir(above) if parent else []
+        present = _real_folders(above) if parent else []
         # Also if it was there: whoever made it may not have come to this line yet.
         sync_directory(above)
         self._durable.add(folder)
@@ -221,3 +277,9 @@ class Folders:
     def forget(self) -> None:
         """Look anew: the folders may have been removed."""
         self._durable.clear()
+        self._real.clear()
+
+
+def _real_folders(path: str) -> list[str]:
+    with os.scandir(path) as entries:
+        return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]

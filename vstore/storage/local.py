@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from io import FileIO
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from vstore.errors import (
     CorruptionError,
@@ -24,7 +24,14 @@ from vstore.errors import (
     UnsafeStorageError,
 )
 from vstore.ids import PackId, new_nonce, new_pack_id
-from vstore.keys.objects import PACK_PREFIX, STAGING_PREFIX, check_object_name, pack_name, staging_name
+from vstore.keys.objects import (
+    PACK_PREFIX,
+    STAGING_PREFIX,
+    check_object_name,
+    is_object_folder,
+    pack_name,
+    staging_name,
+)
 from vstore.storage.base import ObjectInfo, PackPolicy
 from vstore.storage.files import (
     SURELY_NOT_DONE,
@@ -32,6 +39,8 @@ from vstore.storage.files import (
     Folders,
     is_locked,
     lock_file,
+    open_folder,
+    open_regular,
     pwrite_all,
     read_up_to,
     require_posix,
@@ -40,10 +49,11 @@ from vstore.storage.files import (
     sync_file,
 )
 from vstore.storage.maps import KeptPacks, too_short
-from vstore.storage.names import check_prefix, check_range, is_folder_name, is_object_name
+from vstore.storage.names import check_prefix, check_range, is_object_name
 from vstore.storage.staged import StagedPack
 
 T = TypeVar("T")
+Names: TypeAlias = list[str]
 
 LOCAL_PACKS = PackPolicy(
     target_bytes=128 * 1024 * 1024,
@@ -52,6 +62,7 @@ LOCAL_PACKS = PackPolicy(
     writes_behind=True,
 )
 
+_STAGING_FOLDER = STAGING_PREFIX.rstrip("/")
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV}
 
 
@@ -153,7 +164,7 @@ class LocalStorage:
         if not name.startswith(STAGING_PREFIX):
             return False
         try:
-            fd = os.open(path, os.O_RDONLY)
+            fd = open_regular(path)
             try:
                 return is_locked(fd)
             finally:
@@ -205,23 +216,41 @@ class LocalStorage:
             raise storage_error(error, "sync the folder of", path) from error
 
     def delete(self, names: Sequence[str]) -> None:
-        paths = {name: self._path(name) for name in names}
+        folders: dict[str, Names] = {}
+        for name in map(check_object_name, names):
+            folders.setdefault(name.rpartition("/")[0], []).append(name)
         require_posix()
-        folders = set()
-        for name, path in paths.items():
-            try:
-                os.unlink(path)
-                folders.add(os.path.dirname(path))
-            except (FileNotFoundError, NotADirectoryError):
-                pass
-            except OSError as error:
-                raise storage_error(error, "delete", path) from error
-            self._packs.drop(name)
-        for folder in folders:
-            try:
-                sync_directory(folder)
-            except OSError as error:
-                raise storage_error(error, "sync the folder", folder) from error
+        for folder, within in folders.items():
+            self._delete_in(folder, within)
+
+    def _delete_in(self, folder: str, names: Names) -> None:
+        # By the open folder: a link in its place, also one that is put there now, must not lead elsewhere.
+        try:
+            fd = open_folder(self.root, folder)
+        except (FileNotFoundError, NotADirectoryError):
+            fd = None
+        except OSError as error:
+            raise storage_error(error, "open the folder", os.path.join(self.root, folder)) from error
+        try:
+            for name in names:
+                if fd is not None:
+                    self._unlink(fd, name)
+                self._packs.drop(name)
+            if fd is not None:
+                sync_file(fd)
+        except OSError as error:
+            raise storage_error(error, "sync the folder", os.path.join(self.root, folder)) from error
+        finally:
+            if fd is not None:
+                os.close(fd)
+
+    def _unlink(self, folder: int, name: str) -> None:
+        try:
+            os.unlink(name.rpartition("/")[2], dir_fd=folder)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise storage_error(error, "delete", self._path(name)) from error
 
     def open_pack(self, pack: PackId) -> StagedPack:
         return self._stage(pack, pack)
@@ -270,7 +299,7 @@ class LocalStorage:
     def _with_file(self, name: str, read: Callable[[FileIO], T]) -> T:
         path = self._path(name)
         try:
-            with FileIO(path) as file:
+            with FileIO(path, opener=lambda path, _: open_regular(path)) as file:
                 return read(file)
         except OSError as error:
             raise storage_error(error, "read", path) from error
@@ -289,7 +318,7 @@ class LocalStorage:
     def _list_entry(self, name: str, entry: os.DirEntry[str]) -> Iterator[ObjectInfo]:
         try:
             if not is_object_name(name):
-                if is_folder_name(name) and entry.is_dir():
+                if is_object_folder(name) and entry.is_dir():
                     yield from self._list(name)
             elif entry.is_file():
                 found = entry.stat()
@@ -297,6 +326,10 @@ class LocalStorage:
         except FileNotFoundError:
             # Removed since its name was read.
             return
+        except OSError as error:
+            # A link that leads to itself is no object.
+            if error.errno != errno.ELOOP:
+                raise
 
     def _ensure_folder_of(self, name: str) -> None:
         folder = name.rpartition("/")[0]
@@ -309,6 +342,7 @@ class LocalStorage:
     def _open_staged(self, path: str, access: int) -> int:
         require_posix()
         flags = access | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self._folders.check(_STAGING_FOLDER)
         try:
             try:
                 return os.open(path, flags, 0o666)

@@ -37,17 +37,15 @@ def open_storage(
 ) -> Storage:
     """Return the storage of a location.
 
-    `options` are the keyword arguments of `obstore.store.from_url` for URLs of object stores: `config`,
-    `client_options`, `retry_config`, `credential_provider`, or single settings such as `region`. With `create` a
-    directory is made if it is missing.
+    `options` are, for object stores, the settings of `vstore.storage.objects.options.RequestOptions`, and for URLs
+    also the keyword arguments of `obstore.store.from_url`: `config`, `client_options`, `retry_config`,
+    `credential_provider`, or single settings such as `region`. With `create` a directory is made if it is missing.
     """
     options = dict(options or {})
     if isinstance(location, str | os.PathLike):
         storage = _from_text(os.fspath(location), options)
-    elif options:
-        raise InvalidInputError(f"{location!r} is a store already; its options were given when it was made.")
     else:
-        storage = _from_store(location)
+        storage = _from_store(location, options)
     if create and isinstance(storage, LocalStorage):
         storage.make_root()
     return storage
@@ -109,27 +107,54 @@ def _memory(url: str, options: dict[str, Any]) -> Storage:
 
 def _remote(url: str, options: dict[str, Any]) -> Storage:
     from vstore.storage.objects import ObjectStorage
-    from vstore.storage.objects.stores import store_from_url, without_secrets
+    from vstore.storage.objects.options import RequestOptions
+    from vstore.storage.objects.secrets import without_secrets
+    from vstore.storage.objects.stores import store_from_url
 
     if not urlsplit(url).netloc:
-        raise InvalidInputError(f"{url!r} names no bucket or host. {ACCEPTED}")
+        raise InvalidInputError(f"{without_secrets(url)!r} names no bucket or host. {ACCEPTED}")
+    if url.lower().startswith(("http://", "https://")) and "@" in urlsplit(url).netloc:
+        raise InvalidInputError(
+            f"{without_secrets(url)} was given with a user or a password before its host, which would not be sent. "
+            "Give them as a header: storage_options={'client_options': {'default_headers': {'authorization': "
+            "'Basic ...'}}}."
+        )
     if url.lower().startswith("http://"):
         # obstore asks for this leave; who writes http:// has given it.
         options["client_options"] = {"allow_http": True, **options.get("client_options", {})}
-    return ObjectStorage(store_from_url(url, options), url=without_secrets(url))
+    own = RequestOptions.of(_take_own(options), options.pop("retry_config", None))
+    return ObjectStorage(store_from_url(url, options), url=without_secrets(url), options=own)
 
 
-def _from_store(value: Any) -> Storage:
+def _take_own(options: dict[str, Any]) -> dict[str, Any]:
+    """Take the settings that are vstore's out of `options`."""
+    from vstore.storage.objects.options import OWN_SETTINGS
+
+    return {name: options.pop(name) for name in OWN_SETTINGS & options.keys()}
+
+
+def _from_store(value: Any, options: dict[str, Any]) -> Storage:
     if isinstance(value, Storage):
+        if options:
+            raise InvalidInputError(
+                f"{value!r} is a storage already; its options were given when it was made."
+            )
         return value
     from vstore.storage.objects import ObjectStorage
-    from vstore.storage.objects.stores import is_obstore_store, local_store_path
+    from vstore.storage.objects.options import OWN_SETTINGS, RequestOptions
+    from vstore.storage.objects.stores import is_obstore_store, local_store_path, retry_config_of
 
     if not is_obstore_store(value):
         raise InvalidInputError(f"a {type(value).__name__} is not a location. {ACCEPTED}")
     path = local_store_path(value)
+    own = _take_own(options) if path is None else {}
+    if options:
+        raise InvalidInputError(
+            f"{sorted(options)} can't be set for a {type(value).__name__}: obstore's options are given when a store is "
+            f"made. Here only those of vstore are taken, for object stores: {sorted(OWN_SETTINGS)}."
+        )
     if path is None:
-        return ObjectStorage(value)
+        return ObjectStorage(value, options=RequestOptions.of(own, retry_config_of(value)))
     if not path:
         raise InvalidInputError(
             "a LocalStore without a prefix is the whole disk: give it the repository's directory."

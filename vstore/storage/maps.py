@@ -12,11 +12,13 @@ import os
 from typing import Protocol
 
 from vstore.errors import CorruptionError
-from vstore.storage.files import Descriptor, pread_up_to
+from vstore.storage.files import Descriptor, open_regular, pread_up_to
 from vstore.storage.mounts import is_local_filesystem
 
 MAX_OPEN_PACKS = 256
 """Each holds one descriptor; processes commonly may have 1,024."""
+_TRUSTED_BYTES = 1024 * 1024
+"""A read of more looks first whether the file has so much: the memory for it is taken before."""
 
 
 class KeptPack(Protocol):
@@ -60,8 +62,10 @@ class DescribedPack:
             return None
         fd = self._descriptor.fd
         try:
+            if (not length or length > _TRUSTED_BYTES) and offset + length > os.fstat(fd).st_size:
+                return None
             if not length:
-                return memoryview(b"") if offset <= os.fstat(fd).st_size else None
+                return memoryview(b"")
             data = pread_up_to(fd, offset, length)
         except OSError:
             # NFS: the file was removed or replaced (ESTALE). Opening it again tells more.
@@ -86,7 +90,7 @@ class KeptPacks:
     def open(self, name: str, path: str, wanted: int) -> KeptPack:
         """Open the pack at `path` anew, to read up to byte `wanted`; `CorruptionError` if it is shorter."""
         self._packs.pop(name, None)
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        fd = open_regular(path)
         descriptor = Descriptor(fd)
         size = os.fstat(fd).st_size
         if wanted > size:

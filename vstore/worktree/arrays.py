@@ -23,7 +23,7 @@ from vstore.changes.pending import PendingKind, PendingRef, PendingTile
 from vstore.changes.rows import NO_ROWS, ChunkRows, from_manifest, overlay, select
 from vstore.changes.tiling import join_indices, split_index, tile_is_inside, tile_reaches_into
 from vstore.format.manifest import ChunkKind, Manifest, decode_manifest
-from vstore.format.node import Layer, TilePointer, Tiles, decode_pointer, tile_key, tile_of
+from vstore.format.node import Layer, TilePointer, Tiles, check_tile_key, decode_pointer, tile_key, tile_of
 from vstore.format.page import Totals
 from vstore.format.refs import BlobRef
 from vstore.ids import Digest, NodeId
@@ -193,6 +193,7 @@ class ArrayState:
             return
         # No tile's key has a byte 0xff where another one's coordinate begins.
         for entry in iter_entries(self.reader, self.base.root, prefix, prefix + b"\xff"):
+            check_tile_key(entry.key, self.extents)
             yield entry.key, decode_pointer(entry.value)
 
     def iter_visible(self, first: tuple[int, ...] = ()) -> Iterator[VisibleTile]:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from vstore.blobs.buffers import OverwrittenError
 from vstore.blobs.cache import cached_blob
 from vstore.blobs.runs import (
     LOCAL_GAP_BYTES,
@@ -433,7 +434,12 @@ class _Others:
     def __iter__(self) -> Iterator[tuple[int, BytesLike | None]]:
         read = self.tree.contents.read
         for row, source in self.sources:
-            yield row, None if source is None else read(source, None, f"key {self.keys[row]!r}")
+            key = self.keys[row]
+            try:
+                data = None if source is None else read(source, None, f"key {key!r}")
+            except OverwrittenError:
+                data = self.tree.read(key)
+            yield row, data
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,7 @@ class ContentReader:
             return content
         if isinstance(content, OwnBlob):
             return bytes(self._read_own(content))
-        return bytes(self.blobs.whole(content, what))
+        return bytes(self.blobs.metadata(content, what))
 
     def read(self, source: ChunkSource | BlobRef, span: ByteSpan | None, what: str) -> BytesLike:
         """Return a source's bytes, or a span of them (within its length)."""

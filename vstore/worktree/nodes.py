@@ -196,7 +196,11 @@ class NodeTable:
     def _state_of(self, path: str, node: Node) -> NodeState:
         documents: dict[str, Content] = dict(node.documents)
         spec = _parsed(self._read_documents(path, documents))
-        if spec is None or (spec.array is None) != (node.tiles is None):
+        if (
+            spec is None
+            or (spec.array is None) != (node.tiles is None)
+            or (spec.array and node.tiles and spec.array.ndim != len(node.tiles.extents))
+        ):
             raise CorruptionError(
                 f"the metadata documents of {path!r} do not describe the node that the snapshot has there. "
                 "repo.fsck() names all that is damaged."
@@ -318,7 +322,7 @@ class NodeTable:
                     # The page ends in the midst of a child that was found, which may be large: go on behind it.
                     at = head + child + b"\1"
                     break
-        return {name.decode() for name in found}
+        return {path_of(space + b"\0" + name) for name in found}
 
 
 def _is_there(edits: Mapping[str, object], path: str, prefix: str) -> bool:

@@ -199,12 +199,32 @@ class Worktree:
                 return array.find_base(tile, position)
             with self.lock:
                 pending = array.pending_chunk(tile, position, self.dictionaries)
-            return array.resolve(tile, position, pending)
+                held = self._held(pending.source)
+            return array.resolve(tile, position, pending) if held is None else held
+        content = self._content(route, key)
+        if isinstance(content, OwnBlob):
+            with self.lock:
+                # Again, as it may have been overwritten.
+                content = self._content(route, key)
+                held = self._held(content)
+            return content if held is None else held
+        return content
+
+    def _content(self, route: Document | Value, key: str) -> Content | None:
         if isinstance(route, Document):
             node = self.nodes.node(route.path)
             if node is not None and route.name in node.documents:
                 return node.documents[route.name]
         return self.nodes.value(key)
+
+    def _held(self, source: ChunkSource | BlobRef | None) -> bytes | None:
+        """Return bytes that wait in memory: they would be dropped as soon as their key is overwritten.
+
+        The caller holds the lock.
+        """
+        if self._writer is None or not isinstance(source, OwnBlob):
+            return None
+        return self._writer.held(source.slot)
 
     def size(self, key: str) -> int | None:
         """Return the length in bytes of `key`, or None; reads no data."""

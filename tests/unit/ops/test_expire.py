@@ -162,7 +162,7 @@ def test_rules_of_a_newer_vstore_are_not_passed_over(
 ) -> None:
     newer = b'{"inline_chunk_threshold_bytes": 512, "retention": {"keep_last": 1, "per_decade": 3}}'
     with monkeypatch.context() as patch:
-        patch.setattr(vstore.RepositoryConfig, "to_json", lambda self, stored: newer)
+        patch.setattr(vstore.RepositoryConfig, "to_json", lambda self, stored=None: newer)
         repository.save_config()
     with place.open() as opened:
         assert opened.config.retention == KEEP_ONE

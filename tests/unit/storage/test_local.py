@@ -81,12 +81,15 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         )
         return "staging/*" if name.startswith("staging/") else name
 
+    def folder(fd: int) -> str:
+        return os.readlink(f"/proc/self/fd/{fd}")
+
     def record(function: str, text: Callable[..., str]) -> None:
         real = getattr(os, function)
 
         def call(*args: Any, **kwargs: Any) -> Any:
             result = real(*args, **kwargs)
-            recorded.append(f"{function} {text(*args)}")
+            recorded.append(f"{function} {text(*args, **kwargs)}")
             return result
 
         monkeypatch.setattr(os, function, call)
@@ -97,8 +100,11 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     for module in (local, staged):
         monkeypatch.setattr(module, "sync_file", lambda fd: os.fsync(fd))
     record("fsync", short)
-    record("mkdir", lambda path, *_: short(path))
-    record("unlink", short)
+    record("mkdir", lambda path, *_, **__: short(path))
+    record(
+        "unlink",
+        lambda path, dir_fd=None: short(path if dir_fd is None else os.path.join(folder(dir_fd), path)),
+    )
     record("link", lambda source, target: f"{short(source)} {short(target)}")
     record("rename", lambda source, target: f"{short(source)} {short(target)}")
     return recorded

@@ -31,6 +31,7 @@ from vstore.errors import (
 from vstore.ids import new_pack_id
 from vstore.keys.objects import LATEST, REPO, log_name, pack_name
 from vstore.storage.objects import ObjectStorage
+from vstore.storage.objects.options import RequestOptions
 
 URL_WITH_SECRETS = (
     "Error performing PUT http://user:SECRET@host/a?sig=SECRET in 3ms - server error\n\nDebug: SECRET"
@@ -68,7 +69,8 @@ def store() -> FakeStore:
 
 @pytest.fixture
 def storage(store: FakeStore) -> ObjectStorage:
-    return ObjectStorage(store, url="s3://bucket/a")  # type: ignore[arg-type]
+    options = RequestOptions(first_wait_s=0.0001)
+    return ObjectStorage(store, url="s3://bucket/a", options=options)  # type: ignore[arg-type]
 
 
 # Errors
@@ -120,10 +122,11 @@ def test_errors_of_everything_else(
         ("list", lambda: list(storage.list("log/"))),
         ("delete", lambda: storage.delete([REPO])),
     ]:
-        store.failures[method] = [failure]
+        store.failures[method] = [failure] * 10
         with pytest.raises(expected) as caught:
             call()
         assert type(caught.value) is expected, method
+        store.failures.clear()
 
 
 def test_secrets_of_urls_are_not_shown(store: FakeStore, storage: ObjectStorage) -> None:
@@ -139,7 +142,7 @@ def test_secrets_of_urls_are_not_shown(store: FakeStore, storage: ObjectStorage)
 def test_a_create_that_met_its_own_success_is_told_apart_by_reading(
     store: FakeStore, storage: ObjectStorage
 ) -> None:
-    # What obstore's retries do when the first reply is lost.
+    # What a proxy that repeats requests does when the first reply is lost.
     store.applied_first = True
     store.failures["put"] = [obstore_errors.AlreadyExistsError("412")]
     with pytest.raises(ObjectExistsError, match="Read it back"):
@@ -147,7 +150,9 @@ def test_a_create_that_met_its_own_success_is_told_apart_by_reading(
     assert storage.read_whole(REPO, 4) == b"mine"
 
 
-@pytest.mark.parametrize("text", ["Requested range was invalid", "status 416"])
+@pytest.mark.parametrize(
+    "text", ["Requested range was invalid", "Server returned non-2xx status code: 416 Range Not Satisfiable"]
+)
 def test_a_range_error_is_corruption_only_if_the_object_is_short(
     store: FakeStore, storage: ObjectStorage, text: str
 ) -> None:
@@ -313,14 +318,6 @@ def test_a_pickle_does_not_keep_a_memory_store() -> None:
         pickle.loads(pickled)
 
 
-def test_other_stores_pickle_and_show_no_secret() -> None:
-    store = S3Store("bucket", prefix="a", access_key_id="id", secret_access_key="SECRET", token="SECRET")
-    storage = pickle.loads(pickle.dumps(ObjectStorage(store, "b")))
-    assert storage.url == "s3://bucket/a/b"
-    assert "SECRET" not in repr(storage) + storage.url
-    assert storage._store.config["secret_access_key"] == "SECRET"
-
-
 def test_a_forked_child_is_told_instead_of_hanging() -> None:
     storage = ObjectStorage(MemoryStore())
     storage.create(REPO, b"x")
@@ -354,6 +351,7 @@ def test_a_child_forked_before_the_first_request_works() -> None:
 import os
 from obstore.store import MemoryStore
 from vstore.storage.objects import ObjectStorage
+from vstore.storage.objects.options import RequestOptions
 storage = ObjectStorage(MemoryStore())
 pid = os.fork()
 storage.create("repo", b"x")

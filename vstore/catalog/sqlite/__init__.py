@@ -53,7 +53,7 @@ from vstore.keys.objects import SQLITE_FILE
 from vstore.storage.files import storage_error, sync_directory
 from vstore.storage.mounts import is_local_filesystem
 
-__all__ = ["SqliteCatalog"]
+__all__ = ["SqliteCatalog", "publish_file"]
 
 
 _FREE_PART = 10
@@ -105,7 +105,7 @@ class SqliteCatalog:
         temporary = f"{catalog._path}.new-{new_nonce().hex()}"
         try:
             _build(temporary, identity, first)
-            _publish(temporary, catalog._path)
+            publish_file(temporary, catalog._path)
         finally:
             for suffix in ("", "-wal", "-shm"):
                 with contextlib.suppress(OSError):
@@ -131,6 +131,14 @@ class SqliteCatalog:
 
     def recall(self) -> None:
         return None
+
+    def can_lock(self) -> bool:
+        """Tell whether SQLite's locks can be trusted in this directory."""
+        return self._pool.can_lock()
+
+    def lend(self) -> contextlib.AbstractContextManager[Connection]:
+        """Lend a connection; what it has not committed is rolled back."""
+        return self._pool.lend()
 
     def _begin(self, connection: Connection, statement: str) -> SqliteView:
         connection.rows(statement)
@@ -323,7 +331,7 @@ def _build(path: str, identity: Identity, first: Transaction) -> None:
         )
 
 
-def _publish(temporary: str, path: str) -> None:
+def publish_file(temporary: str, path: str) -> None:
     """Give the file its name, unless there is one already; durable when it returns."""
     folder = os.path.dirname(path)
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sqlite3
 import threading
 import urllib.parse
@@ -25,6 +26,7 @@ from vstore.errors import (
     ReadOnlyError,
     RepositoryNotFoundError,
     StorageError,
+    UnsafeStorageError,
     UnsupportedFormatError,
     VStoreError,
 )
@@ -37,8 +39,12 @@ _MAX_ROW_BYTES = 64 * 1024 * 1024
 _JOURNAL_LIMIT_BYTES = 1024 * 1024
 """About the size at which SQLite checkpoints by itself (1,000 pages); a longer log is cut back to it."""
 _COPY_TRIES = 8
+_COMPUTES = re.compile(rb"\b(?:as|check|collate|default|generated|references|virtual)\b", re.IGNORECASE)
+"""Words that make SQLite compute what a table's rows are, or run code of others; no step of the migrations has one."""
 
 Stamp = tuple[int, int, int]
+File = tuple[int, int]
+"""What tells a file from another of the same name: its device and inode."""
 
 
 class Access(Enum):
@@ -60,6 +66,7 @@ class Connection:
         self.path = path
         self.access = access
         self.stamp = stamp
+        self.file: File | None = None
         self.pid = os.getpid()
         self.is_broken = False
         self._raw: sqlite3.Connection | None = raw
@@ -109,12 +116,21 @@ def connect(path: str, access: Access) -> Connection:
     """Return a new connection to the catalog at `path`."""
     if not os.path.lexists(path):
         raise RepositoryNotFoundError(
-            f"there is no catalog at {path!r}. Check the location; create() makes a new repository."
+            f"there is no catalog at {path!r}. If it was converted since this object was opened, open the repository "
+            "again. Else check the location; create() makes a new repository."
+        )
+    if access is Access.WRITE and os.path.islink(path):
+        raise UnsafeStorageError(
+            f"{path!r} is a symbolic link: nothing is written behind it, as that is outside the repository. Put the "
+            "file in the link's place, or open the repository where it is."
         )
     if access is Access.COPY:
         return _connect_copy(path)
+    # Asked before it is opened: if it is replaced in between, the connection counts as one to the old file.
+    file = file_of(path)
     connection = _open(path, "rw" if access is Access.WRITE else "ro", access)
     with closing_on_error(connection):
+        connection.file = file
         _check_schema(connection)
         if access is Access.WRITE:
             configure_writing(connection)
@@ -211,8 +227,19 @@ def _check_schema(connection: Connection) -> None:
             f"{connection.path!r} is not a vstore catalog: its schema version is {version}, not 1 to "
             f"{SCHEMA_VERSION}. Restore the file from a backup."
         )
+    _check_objects(connection)
     if version < SCHEMA_VERSION and connection.access is Access.WRITE:
         migrate(connection)
+
+
+def _check_objects(connection: Connection) -> None:
+    """Refuse a schema that computes: a view or a trigger of a hostile file could run for ever, or make rows."""
+    for kind, name, sql in connection.rows("SELECT type, name, sql FROM sqlite_master"):
+        if bytes(kind) not in (b"table", b"index") or _COMPUTES.search(bytes(sql or b"")):
+            raise damage(
+                connection.path,
+                f"its schema has {bytes(name)[:50]!r}, which vstore did not make: {bytes(sql or b'')[:100]!r}",
+            )
 
 
 # --- folders where SQLite can't lock ---------------------------------------------------------------------------
@@ -227,6 +254,15 @@ def stamp_of(path: str) -> Stamp | None:
         pass
     found = os.stat(path)
     return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def file_of(path: str) -> File | None:
+    """Return which file has this name now, or None."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _connect_copy(path: str) -> Connection:

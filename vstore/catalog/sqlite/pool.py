@@ -18,7 +18,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 
-from vstore.catalog.sqlite.connection import Access, Connection, connect, forked_error, stamp_of
+from vstore.catalog.sqlite.connection import Access, Connection, connect, file_of, forked_error, stamp_of
 from vstore.errors import AccessDeniedError, OutOfSpaceError, ReadOnlyError, StorageError, VStoreError
 
 _MAX_IDLE = 4
@@ -126,7 +126,7 @@ class Pool:
                 if not self._idle:
                     break
                 connection = self._idle.pop()
-            if access is not Access.COPY or connection.stamp == stamp_of(self.path):
+            if self._is_current(connection):
                 return connection
             connection.close()
         try:
@@ -142,6 +142,14 @@ class Pool:
             raise OutOfSpaceError(
                 f"{self.path!r} can't be opened: there is no space left on its disk. Free some, then try again."
             ) from error
+
+    def _is_current(self, connection: Connection) -> bool:
+        """Tell whether a connection is to what has the name now: a catalog that was converted is removed."""
+        if connection.access is not Access.COPY:
+            return connection.file == file_of(self.path)
+        with contextlib.suppress(FileNotFoundError):
+            return connection.stamp == stamp_of(self.path)
+        return False
 
     def _return(self, connection: Connection, generation: int) -> None:
         if connection.pid != os.getpid():

@@ -12,7 +12,7 @@ import contextlib
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import google_crc32c  # zarr has loaded it; the package crc32c, which takes any buffer, loads argparse
 import msgspec
@@ -21,12 +21,13 @@ from vstore.catalog.base import Identity
 from vstore.catalog.sqlite.connection import Connection, damage
 from vstore.catalog.state import Space, decode_identity, encode_identity
 from vstore.errors import CorruptionError
+from vstore.format.log_record import MAX_SEQUENCE
 from vstore.format.record import (
     Operation,
     SnapshotEntry,
+    decode_operation_fields,
     entry_from_wire,
     entry_to_wire,
-    operation_from_wire,
     operation_to_wire,
 )
 from vstore.format.refs import message_shape, pack_message, unpack_message
@@ -86,14 +87,19 @@ def table_of(space: int) -> str:
     return SNAPSHOTS_TABLE if space in (Space.SNAPSHOT, Space.EXPIRED) else STATE_TABLE
 
 
+_U64: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+
+
 class _HeadFields(msgspec.Struct, array_like=True):
-    sequence: int
-    epoch: int
+    sequence: Annotated[int, msgspec.Meta(ge=-1, le=MAX_SEQUENCE)]
+    epoch: Annotated[int, msgspec.Meta(ge=0, le=MAX_SEQUENCE)]
     identity: bytes
-    tallies: dict[int, tuple[int, int]]
+    tallies: Annotated[dict[_U64, tuple[_U64, _U64]], msgspec.Meta(max_length=256)]
 
 
 _HEAD = message_shape(_HeadFields)
+_BODY = message_shape(tuple[msgspec.Raw, msgspec.Raw])
+_NIL = b"\xc0"
 
 
 class LogRow(NamedTuple):
@@ -213,15 +219,20 @@ def log_row_of(connection: Connection, snapshot: SnapshotId) -> LogRow | None:
 def decode_operation_row(path: str, row: LogRow) -> Operation:
     """Return the operation that a checked row holds."""
     with _naming_damage(path, row):
-        fields, _ = unpack_message(_inflate(row.body, row.snapshot), "operation")
-        return operation_from_wire([row.sequence, row.transaction, *fields])
+        fields, _ = unpack_message(_inflate(row.body, row.snapshot), "operation", _BODY)
+        return decode_operation_fields(row.sequence, row.transaction, fields)
 
 
 def decode_entry_row(path: str, row: LogRow) -> SnapshotEntry | None:
     """Return the snapshot that a checked row adds, if it adds just one."""
     with _naming_damage(path, row):
-        _, entry = unpack_message(_inflate(row.body, row.snapshot), "operation")
-        return None if entry is None else entry_from_wire(entry)
+        _, entry = unpack_message(_inflate(row.body, row.snapshot), "operation", _BODY)
+        if bytes(entry) == _NIL:
+            return None
+        found = entry_from_wire(unpack_message(entry, "snapshot entry"))
+        if found.id != row.snapshot:
+            raise CorruptionError(f"it holds the entry of another snapshot, {found.id.hex()}")
+        return found
 
 
 @contextlib.contextmanager

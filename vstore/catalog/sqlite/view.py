@@ -30,7 +30,7 @@ from vstore.catalog.sqlite.rows import (
     read_head,
     table_of,
 )
-from vstore.catalog.state import Space, StateView
+from vstore.catalog.state import Space, StateView, encode_entry, encode_operation, operation_key
 from vstore.errors import CorruptionError, InternalError
 from vstore.format.record import Operation, SnapshotEntry
 from vstore.format.refs import BlobRef
@@ -188,6 +188,15 @@ class SqliteView(StateView):
         return damage(
             self._path, f"table {table!r} does not hold the rows that the head says, in their order"
         )
+
+    def iter_space(self, space: Space) -> Iterator[tuple[bytes, bytes]]:
+        # Rows of the log hold two spaces in an order of their own: sorted in memory, encoded.
+        if space == Space.OPERATION:
+            rows = [(operation_key(each.sequence), encode_operation(each)) for each in self.iter_operations()]
+            return reversed(rows)
+        if space == Space.SNAPSHOT:
+            return iter(sorted((entry.id, encode_entry(entry)) for entry in self.iter_snapshots()))
+        return super().iter_space(space)
 
     # Snapshots: those that came alone are in the log, the others in a table of their own.
 

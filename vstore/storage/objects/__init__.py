@@ -1,7 +1,9 @@
 """Any obstore store as storage: S3, Google Cloud Storage, Azure, HTTP (read-only), memory.
 
-`storage` makes the requests, `pack` is a pack on its way up, `stores` makes and names obstore's stores, `requests`
-turns obstore's errors into ours. The only package that imports obstore, and not before the first use.
+`storage` says what is asked, `client` sends it: as often as `retry` says, no more at once than `limiter` lets, as the
+user's `options` have it. `requests` turns obstore's errors into ours, `listing` is a listing under way, `pack` a pack
+on its way up. `stores` makes obstore's stores, `secrets` knows what of them may be shown, `providers` calls a user's
+credential provider. The only package that imports obstore, and not before the first use.
 """
 
 from __future__ import annotations

@@ -1,15 +1,13 @@
-"""What stands around every request to obstore: the guard against forks, and what its errors mean.
+"""Object stores: what obstore's errors mean, which are worth another try, what they are to the layers above.
 
-Which exception obstore raises when is a matter of trial (see `_translate`); after an unclear answer to a write only
-reading back tells.
+Which exception obstore raises when is a matter of trial, and what it knows only its text says. After an unclear answer
+to a create only reading back tells.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-from collections.abc import Iterator
 
 from vstore.errors import (
     AccessDeniedError,
@@ -21,23 +19,49 @@ from vstore.errors import (
     UnsafeStorageError,
     VStoreError,
 )
+from vstore.storage.objects.secrets import Redactor
 
-_SECRETS_OF_URLS = re.compile(r"(?<=://)[^/@\s]*@|\?[^\s\"')]*")
+_STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>\s*(\w+)\s*</Code>|\(code: (\w+)\)")
+_RANGE = re.compile(r"range", re.IGNORECASE)
+_NOT_PARTIAL = re.compile(r"non-partial response when range requested|Range request not supported")
+_NO_CREDENTIALS = re.compile(r"Error performing \w+ http://(169\.254\.169\.254|\[fd00:ec2|metadata)")
+
+_REPEATED_STATUSES = frozenset({408, 409, 425, 429})
+"""Of those below 500; 409 is how S3 answers a write that another one disturbs."""
+_LASTING_STATUSES = frozenset({501, 505})
+_REPEATED_CODES = frozenset(
+    {
+        "InternalError",
+        "OperationAborted",
+        "OperationTimedOut",
+        "RequestTimeout",
+        "ServerBusy",
+        "ServiceUnavailable",
+        "SlowDown",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequests",
+    }
+)
+_DENIED_CODES = frozenset(
+    {"AccessDenied", "AuthorizationFailure", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
+)
 
 
-@contextlib.contextmanager
-def request(attempt: str, where: str, *, writes: bool = False) -> Iterator[None]:
-    """Run a request, described by "could not <attempt> <where>"; `writes` if an unclear error leaves doubt."""
+class ShortReplyError(StorageError):
+    """Another number of bytes came than was asked for. Repeated once."""
+
+
+class RangeTroubleError(StorageError):
+    """The range that was asked for is not within the object, or the server makes nothing of it."""
+
+
+def request_errors() -> tuple[type[Exception], ...]:
+    """Return what requests to obstore raise that is not a bug."""
     from obstore.exceptions import BaseError
 
-    check_process()
-    try:
-        yield
-    except (BaseError, OSError, NotImplementedError) as error:
-        found = f"could not {attempt} {where}: {first_line(error)}."
-        # A traceback would show the original, with the secrets of its URL.
-        shown = error if _SECRETS_OF_URLS.search(str(error)) is None else None
-        raise _translate(error, found, writes) from shown
+    return (BaseError, OSError, NotImplementedError, ShortReplyError)
 
 
 def check_process() -> None:
@@ -61,23 +85,104 @@ def forked(parent: int) -> ForkedProcessError:
     )
 
 
-def _translate(error: Exception, found: str, writes: bool) -> VStoreError:
+def was_answered(error: Exception) -> bool:
+    """Tell whether the service itself said no, so that it is there and can be reached."""
+    from obstore.exceptions import GenericError
+
+    return not isinstance(error, GenericError | OSError) or status_of(error) is not None
+
+
+def status_of(error: Exception) -> int | None:
+    found = _STATUS.search(str(error))
+    return int(found[1]) if found else None
+
+
+def is_worth_repeating(error: Exception) -> bool:
+    """Tell whether the same request may well succeed a moment later."""
     from obstore import exceptions as o
 
-    if isinstance(error, o.AlreadyExistsError | o.PreconditionError):
-        return ObjectExistsError(f"{found} Read it back to see whose it is.")
+    text = str(error)
+    status, code = status_of(error), _code_of(text)
+    if isinstance(error, ShortReplyError) or status == 409:
+        return True
+    lasting = (
+        o.AlreadyExistsError,
+        o.PreconditionError,
+        o.PermissionDeniedError,
+        o.UnauthenticatedError,
+        o.NotSupportedError,
+        o.InvalidPathError,
+        FileNotFoundError,
+        PermissionError,
+        NotImplementedError,
+    )
+    if isinstance(error, lasting) or _NOT_PARTIAL.search(text) or _is_range_trouble(text):
+        return False
+    if status is None:
+        # A connection that broke, a timeout, a body cut short or garbled, an error in the body of a success.
+        return code is None or code in _REPEATED_CODES
+    if status == 400:
+        return code in _REPEATED_CODES
+    return status in _REPEATED_STATUSES or (status >= 500 and status not in _LASTING_STATUSES)
+
+
+def translate(error: Exception, doing: str, redact: Redactor, *, creates: bool = False) -> VStoreError:
+    """Return what `error` is to the layers above: "could not <doing>: ...".
+
+    `creates` if the request was a create, so that an unclear error leaves doubt.
+    """
+    from obstore import exceptions as o
+
+    text = str(error)
+    said = redact(text) or type(error).__name__
+    found = f"could not {doing}: {said}."
     if isinstance(error, o.PermissionDeniedError | o.UnauthenticatedError | PermissionError):
         return AccessDeniedError(f"{found} Check the credentials, and what they allow on this location.")
+    if _NO_CREDENTIALS.search(text):
+        # Nothing was sent to the store itself.
+        return AccessDeniedError(
+            f"could not {doing}: no credentials were given, none are in the environment, and this machine's own "
+            f"could not be asked for ({said}). Give credentials, or skip_signature=True for public data."
+        )
     if isinstance(error, FileNotFoundError):
         return ObjectNotFoundError(f"{found} If all else is missing too, check the bucket's name.")
-    if isinstance(error, o.NotSupportedError | NotImplementedError):
-        return UnsafeStorageError(f"{found} This kind of store can't hold a repository that is written to.")
-    if writes:
+    if _NOT_PARTIAL.search(text):
+        return UnsafeStorageError(
+            f"{found} The server answers requests for a part of an object with all of it. Keep the repository where "
+            "the header Range is honoured: nginx, Apache and object stores do that."
+        )
+    if isinstance(error, o.NotSupportedError | NotImplementedError) or (creates and status_of(error) == 501):
+        return UnsafeStorageError(
+            f"{found} This kind of store has no conditional writes, so it can't hold a repository that is written to."
+        )
+    if creates:
+        if isinstance(error, o.AlreadyExistsError | o.PreconditionError) and not _is_conflict(error):
+            return ObjectExistsError(f"{found} Read it back to see whose it is.")
         return OutcomeUnknownError(f"{found} Whether it was done is unknown; read it back to find out.")
+    if _code_of(text) in _DENIED_CODES:
+        return AccessDeniedError(f"{found} Check the credentials, and what they allow on this location.")
+    if isinstance(error, o.InvalidPathError):
+        return StorageError(
+            f"{found} Remove what has such a name from this location: vstore did not write it."
+        )
+    if _is_range_trouble(text):
+        return RangeTroubleError(f"{found} Check the object's size.")
     return StorageError(f"{found} Check the network and the service, then try again.")
 
 
-def first_line(error: Exception) -> str:
-    """Return what obstore says, without its debug dump and without the secrets of URLs."""
-    line = (str(error).splitlines() or [type(error).__name__])[0]
-    return _SECRETS_OF_URLS.sub("", line).rstrip(". ")
+def _is_range_trouble(text: str) -> bool:
+    status = _STATUS.search(text)
+    if status is not None:
+        return status[1] == "416" or _code_of(text) == "InvalidRange"
+    # What obstore itself finds wrong: its own stores, and replies that make no sense.
+    return _RANGE.search(text.partition("\n")[0]) is not None and "Error performing" not in text
+
+
+def _is_conflict(error: Exception) -> bool:
+    """Tell whether a 409 says no more than that another write was under way, as S3's does: perhaps nothing is there."""
+    return status_of(error) == 409 and "BlobAlreadyExists" not in str(error)
+
+
+def _code_of(text: str) -> str | None:
+    found = _CODE.search(text)
+    return (found[1] or found[2]) if found else None

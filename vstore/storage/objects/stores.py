@@ -1,4 +1,4 @@
-"""obstore's stores: making them from URLs, naming them without their secrets, and those in memory.
+"""obstore's stores: making them from URLs, anew with other settings, or without their secrets; and those in memory.
 
 Neighbours: `vstore.storage.location` asks for stores, `vstore.storage.objects.storage` uses them.
 """
@@ -8,10 +8,10 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from vstore.errors import InvalidInputError
-from vstore.storage.objects.requests import first_line
+from vstore.storage.objects.providers import BlockingProvider
+from vstore.storage.objects.secrets import Redactor, public_settings, secret_values, without_secrets
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -36,9 +36,119 @@ def store_from_url(url: str, options: Mapping[str, Any]) -> ObjectStore:
         return from_url(url, **options)
     except (BaseError, ValueError, TypeError) as error:
         raise InvalidInputError(
-            f"{without_secrets(url)} can't be opened with the options {sorted(options)}: {first_line(error)}. See "
-            "obstore.store.from_url for the options of each service."
+            f"{without_secrets(url)} can't be opened with the options {sorted(options)}: "
+            f"{_redactor(options)(str(error))}. See obstore.store.from_url for the options of each service."
         ) from None
+
+
+def _redactor(options: Mapping[str, Any]) -> Redactor:
+    config = {**(options.get("config") or {}), **options}
+    client = config.pop("client_options", None) or {}
+    return Redactor(secret_values({key: value for key, value in config.items() if key != "config"}, client))
+
+
+def rebuilt(store: Any, timeout_s: float | None) -> Any:
+    """Return a store like `store` whose own retries are off; `timeout_s`, if given, is the time of a whole request.
+
+    What obstore does not reach over a network, and what only looks like its stores, is returned as it is.
+    """
+    if not is_remote(store):
+        return store
+    arguments, settings = _arguments_of(store)
+    settings = {**settings, "retry_config": {"max_retries": 0}}
+    if timeout_s is not None:
+        timeout = f"{max(1, round(timeout_s * 1000))}ms"
+        settings["client_options"] = {**(settings.get("client_options") or {}), "timeout": timeout}
+    provider = settings.get("credential_provider")
+    if provider is not None:
+        settings["credential_provider"] = BlockingProvider(provider)
+    made = type(store).__new__(type(store), *arguments, **settings)
+    vars(made).update(vars(store))
+    return made
+
+
+def is_remote(store: object) -> bool:
+    """Tell whether `store` is one of obstore's that are reached over a network."""
+    return any(is_a(store, name) for name in _REMOTE)
+
+
+def is_own_timeout(store: object) -> bool:
+    """Tell whether the user gave a timeout for whole requests."""
+    return is_remote(store) and "timeout" in (getattr(store, "client_options", None) or {})
+
+
+def retry_config_of(store: object) -> Mapping[str, Any] | None:
+    """Return obstore's settings for its own retries, if the user gave some."""
+    found: Mapping[str, Any] | None = getattr(store, "retry_config", None) if is_remote(store) else None
+    return found
+
+
+def lists_in_order(store: object) -> bool:
+    """Tell whether listings are in the order of names, as far as is known; directory buckets of S3 are not."""
+    config = getattr(store, "config", None) if is_remote(store) else None
+    express = str((config or {}).get("s3_express", "")).lower() in ("true", "1", "yes", "on", "y")
+    return not express and not is_a(store, "LocalStore") and not is_a(store, "HTTPStore")
+
+
+def secrets_of(store: object) -> list[Any]:
+    """Return the values in the settings of `store` that must not be shown."""
+    if not is_remote(store):
+        return []
+    return secret_values(getattr(store, "config", None) or {}, getattr(store, "client_options", None) or {})
+
+
+def without_credentials(store: Any) -> tuple[tuple[Any, ...], tuple[str, ...]]:
+    """Return what `restored` makes a store of that has no secrets of `store`, and the names of what is missing."""
+    arguments, settings = _arguments_of(store)
+    config, client, hidden = public_settings(
+        settings.get("config") or {}, settings.get("client_options") or {}
+    )
+    if settings.get("credential_provider") is not None:
+        hidden.append("credential_provider")
+    if arguments and without_secrets(arguments[0]) != arguments[0]:
+        hidden.append("the user or query of the URL")
+        arguments = (without_secrets(arguments[0]),)
+    kept = {"config": config, "client_options": client, "prefix": settings.get("prefix")}
+    parts = (_class_name(store), arguments, {name: value for name, value in kept.items() if value})
+    return parts, tuple(hidden)
+
+
+def restored(parts: tuple[Any, ...], left_out: tuple[str, ...]) -> Any:
+    """Return the store that `without_credentials` took apart; it looks for credentials where obstore does."""
+    from obstore import store as stores
+    from obstore.exceptions import BaseError
+
+    name, arguments, settings = parts
+    try:
+        return getattr(stores, name)(*arguments, **settings)
+    except (BaseError, ValueError) as error:
+        raise InvalidInputError(
+            f"an object store can't be opened from its pickle: {Redactor()(str(error))}. {remedy(left_out)}"
+        ) from None
+
+
+def remedy(left_out: tuple[str, ...]) -> str:
+    """Return what to do about the settings that a pickle left out."""
+    return (
+        f"The pickle that this storage came by left out {', '.join(left_out)}: set them in the environment of this "
+        "process, or open the repository with the storage option pickle_credentials=True to have them in pickles."
+    )
+
+
+def can_leave_credentials(store: object) -> bool:
+    """Tell whether `without_credentials` knows all that `store` holds: it is obstore's own, not a class made of it."""
+    from obstore import store as stores
+
+    return any(type(store) is getattr(stores, name) for name in _REMOTE)
+
+
+def _arguments_of(store: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    arguments, settings = store.__getnewargs_ex__()
+    return tuple(arguments), dict(settings)
+
+
+def _class_name(store: object) -> str:
+    return next(name for name in _REMOTE if is_a(store, name))
 
 
 def memory_store(name: str) -> ObjectStore:
@@ -81,15 +191,6 @@ def describe(store: ObjectStore, prefix: str) -> str:
     return f"{base.rstrip('/')}/{prefix}".rstrip("/") if prefix else base
 
 
-def without_secrets(url: str) -> str:
-    """Return `url` without user, password, query and fragment."""
-    parts = urlsplit(url)
-    user, _, host = parts.netloc.rpartition("@")
-    if user and ":" not in user and parts.scheme in ("abfs", "abfss"):
-        host = parts.netloc  # here the container comes before the @
-    return f"{parts.scheme}://{host}{parts.path}"
-
-
 def is_a(value: object, name: str) -> bool:
     """Tell whether `value` is obstore's store of that class name."""
     from obstore import store as stores
@@ -97,6 +198,7 @@ def is_a(value: object, name: str) -> bool:
     return isinstance(value, getattr(stores, name))
 
 
+_REMOTE = ("S3Store", "GCSStore", "AzureStore", "HTTPStore")
 _SCHEMES = {
     "S3Store": "s3",
     "GCSStore": "gs",

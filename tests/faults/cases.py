@@ -1,0 +1,73 @@
+"""Which request meets which fault: all that can be, or a sample that is always the same."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import NamedTuple, TypeVar
+
+from vstore.testing.proxy import (
+    CORRUPT,
+    DROP_AFTER,
+    DROP_BEFORE,
+    TRUNCATE,
+    Exchange,
+    FaultKind,
+    NetworkFault,
+    answer,
+    delay,
+    hold,
+    stall,
+)
+
+T = TypeVar("T")
+
+STATUSES = (409, 412, 429, 500, 503)
+FAULTS = (
+    DROP_BEFORE,
+    DROP_AFTER,
+    *(answer(status, applied=applied) for status in STATUSES for applied in (False, True)),
+    stall(applied=False),
+    stall(applied=True),
+    TRUNCATE,
+    CORRUPT,
+    hold(1),
+    hold(1000, drops=True),
+    delay(0.001),
+)
+PASSING = (FaultKind.DELAY, FaultKind.CORRUPT)
+"""Not the beginning of an outage."""
+
+
+class Case(NamedTuple):
+    """Request `number` meets `fault`. With `outage` all that follow are dropped; see `trial.try_fault`."""
+
+    number: int
+    fault: NetworkFault
+    outage: bool = False
+    lands_first: bool = True
+
+    @property
+    def is_quick(self) -> bool:
+        """Tell whether no client has to lose its patience for it."""
+        return self.fault.kind is not FaultKind.STALL and not self.is_waiting
+
+    @property
+    def is_waiting(self) -> bool:
+        return self.fault.kind is FaultKind.HOLD and not self.fault.drops
+
+
+def iter_cases(requests: Sequence[Exchange]) -> Iterator[Case]:
+    """Yield every case for an operation."""
+    for number, fault, outage in product(range(len(requests)), FAULTS, (False, True)):
+        if outage and fault.kind in PASSING:
+            continue
+        yield Case(number, fault, outage)
+        if fault.kind is FaultKind.HOLD:
+            yield Case(number, fault, outage, lands_first=False)
+
+
+def sample(items: Sequence[T], count: int, seed: str) -> list[T]:
+    """Return so many of the items, always the same for the same `seed`."""
+    return random.Random(seed).sample(items, min(count, len(items)))

@@ -1,0 +1,208 @@
+"""What is asked for again after its outcome was unknown is found out first, and done once."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from obstore.store import MemoryStore
+
+import vstore
+from tests.crash.faulty import open_faulty
+from tests.repositories import HandClock, Place, commit
+from vstore.catalog import log_patience
+from vstore.catalog.base import Transaction
+from vstore.format.record import OperationKind
+from vstore.handle import Doubts
+from vstore.ids import new_transaction_id
+from vstore.keys.objects import LOG_PREFIX, log_name
+from vstore.ops.fsck import check
+from vstore.storage.objects import ObjectStorage
+from vstore.testing.faults import Fault, FaultPlan, FaultyStorage
+
+Ask = Callable[[vstore.Repository], Callable[[], object]]
+
+
+def _reset(repository: vstore.Repository) -> Callable[[], object]:
+    head = repository.lookup_branch("main")
+    parent = repository.lookup_snapshot(head).parent_ids[0]
+    return lambda: repository.reset_branch("main", parent, from_snapshot_id=head)
+
+
+def _create_branch(repository: vstore.Repository) -> Callable[[], object]:
+    head = repository.lookup_branch("main")
+    return lambda: repository.create_branch("new", head)
+
+
+def _create_tag(repository: vstore.Repository) -> Callable[[], object]:
+    head = repository.lookup_branch("main")
+    return lambda: repository.create_tag("new", head)
+
+
+def _lease(repository: vstore.Repository) -> Callable[[], object]:
+    session = repository.readonly_session("main")
+    return lambda: session.renew_lease(timedelta(days=1))
+
+
+def _abandon(repository: vstore.Repository) -> Callable[[], object]:
+    lease = repository.readonly_session("main", lease=timedelta(days=1)).lease
+    assert lease is not None
+    return lambda: repository.abandon_session(lease)
+
+
+ASKED: dict[str, Ask] = {
+    "create branch": _create_branch,
+    "delete branch": lambda repository: lambda: repository.delete_branch("old"),
+    "reset branch": _reset,
+    "create tag": _create_tag,
+    "delete tag": lambda repository: lambda: repository.delete_tag("v1"),
+    "protect": lambda repository: lambda: repository.protect_branch("old"),
+    "unprotect": lambda repository: lambda: repository.unprotect_branch("release"),
+    "save config": lambda repository: repository.save_config,
+    "set metadata": lambda repository: lambda: repository.set_metadata({"a": 1}),
+    "update metadata": lambda repository: lambda: repository.update_metadata({"b": 2}),
+    "set status": lambda repository: lambda: repository.set_status("read_only"),
+    "undo": lambda repository: repository.undo,
+    "restore": lambda repository: lambda: repository.restore(1),
+    "lease": _lease,
+    "abandon": _abandon,
+}
+
+
+class RecordInDoubt(FaultPlan):
+    """The first log record meets a fault, and nothing goes through after it, until `mend`."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__()
+        self.fault = fault
+        self.is_broken = self.is_mended = False
+
+    def mend(self) -> None:
+        self.is_mended = True
+
+    def _count(self, method: str, name: str) -> Fault | None:
+        super()._count(method, name)
+        if self.is_mended:
+            return None
+        if self.is_broken:
+            return Fault.NOT_APPLIED
+        self.is_broken = method == "create" and name.startswith(LOG_PREFIX)
+        return self.fault if self.is_broken else None
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Place:
+    monkeypatch.setattr(log_patience, "MAX_TROUBLES", 1)
+    place = Place.new("memory", tmp_path)
+    with place.create() as repository:
+        first = commit(repository, {"a": b"1"})
+        repository.create_branch("old", first)
+        repository.create_tag("v1", first)
+        repository.protect_branch("release")
+        commit(repository, {"a": b"2"})
+    return place
+
+
+def kinds(place: Place) -> list[str]:
+    with place.open() as repository:
+        return [entry.kind for entry in repository.ops_log() if entry.kind != "no-operation"]
+
+
+@pytest.mark.parametrize("lands", ["before", "at once", "between", "never"])
+@pytest.mark.parametrize("name", ASKED)
+def test_asking_again_settles_what_was_in_doubt(place: Place, name: str, lands: str) -> None:
+    """It landed, or lands when it is asked for again, or only then, or never: it is done once, without an error."""
+    plan = RecordInDoubt({"at once": Fault.APPLIED, "never": Fault.LOST}.get(lands, Fault.LATE))
+    plan.mend()
+    with open_faulty(place, plan) as repository:
+        repository.handle.catalog.check_writable()
+        ask = ASKED[name](repository)
+        before = kinds(place)
+        plan.is_mended = False
+        with pytest.raises(vstore.CommitOutcomeUnknownError):
+            ask()
+        plan.mend()
+        if lands == "before":
+            assert plan.land() == 1
+        assert len(kinds(place)) - len(before) == (lands in ("at once", "before"))
+        ask()
+        plan.land()
+        assert len(kinds(place)) == len(before) + 1
+        assert check(repository).damages == []
+
+
+def test_what_did_not_last_is_done_anew(place: Place) -> None:
+    """Somebody undid it before it was asked for again."""
+    plan = RecordInDoubt(Fault.APPLIED)
+    plan.mend()
+    with open_faulty(place, plan) as repository, place.open() as other:
+        repository.handle.catalog.check_writable()
+        ask = _create_branch(repository)
+        plan.is_mended = False
+        with pytest.raises(vstore.CommitOutcomeUnknownError):
+            ask()
+        plan.mend()
+        other.delete_branch("new")
+        ask()
+        assert "new" in other.list_branches()
+        # Not in doubt any more: this one is refused like any other.
+        with pytest.raises(vstore.RefExistsError):
+            ask()
+
+
+def test_doubts_are_bounded_and_do_not_travel() -> None:
+    doubts = Doubts()
+    transaction = Transaction(new_transaction_id(), 0, OperationKind.COMMIT, 0, "", (), ())
+    for number in range(200):
+        doubts.note(number, transaction)
+    assert [number for number in range(200) if doubts.get(number)] == list(range(200 - 64, 200))
+    assert pickle.loads(pickle.dumps(doubts)).get(199) is None
+
+
+def test_a_lease_or_registration_in_doubt_is_ended_by_closing(place: Place) -> None:
+    plan = RecordInDoubt(Fault.LATE)
+    plan.mend()
+    with open_faulty(place, plan) as repository:
+        repository.handle.catalog.check_writable()
+        session = repository.readonly_session("main")
+        plan.is_mended = False
+        with pytest.raises(vstore.CommitOutcomeUnknownError):
+            session.renew_lease(timedelta(days=1))
+        plan.mend()
+        session.close()
+        plan.land()
+        assert repository.list_sessions() == []
+
+        writer = repository.writable_session("main")
+        plan.is_broken = plan.is_mended = False
+        with pytest.raises(vstore.CommitOutcomeUnknownError):
+            writer._register()
+        plan.mend()
+        writer.close()
+        plan.land()
+        assert repository.list_sessions() == []
+
+
+def test_who_can_not_find_out_whether_he_made_the_repository_deletes_nothing() -> None:
+    """The storage refuses to go on after a record whose reply was lost: its snapshot may be needed."""
+    plan = FaultPlan()
+    storage = FaultyStorage(ObjectStorage(MemoryStore()), plan)
+    inner_create, made = storage.create, []
+
+    def create(name: str, data: bytes) -> None:
+        if name == log_name(0):
+            made.append(name)
+            if len(made) > 1:
+                raise vstore.UnsafeStorageError("injected: no more conditional writes")
+            plan.inject(len(plan.requests), Fault.LATE)
+        inner_create(name, data)
+
+    storage.create = create  # type: ignore[method-assign]
+    with pytest.raises(vstore.CommitOutcomeUnknownError):
+        vstore.Repository.create(storage, clock=HandClock())
+    assert plan.land() == 1
+    with vstore.Repository.open(storage.inner) as repository:
+        assert check(repository, data=True).damages == []

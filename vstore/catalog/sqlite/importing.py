@@ -1,0 +1,174 @@
+"""Makes an SQLite catalog of a state that comes from elsewhere: a new file, or in place of all that one holds.
+
+Either is one transaction, so that nobody ever sees a part of it. Below: `rows`; above: `vstore.transfer`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from vstore.catalog.exported import ADDING, Exported
+from vstore.catalog.sqlite import SqliteCatalog, publish_file
+from vstore.catalog.sqlite.connection import Connection, create_file, migrate
+from vstore.catalog.sqlite.rows import (
+    INDEX,
+    Head,
+    Tally,
+    index_crc,
+    read_head,
+    write_head,
+    write_log_row,
+    write_state,
+)
+from vstore.catalog.state import Space
+from vstore.errors import RepositoryExistsError, StorageError
+from vstore.format.record import Operation, SnapshotEntry
+from vstore.ids import SnapshotId, new_nonce
+from vstore.keys.objects import SQLITE_FILE
+from vstore.storage.files import storage_error, sync_directory
+
+_TEMPORARY = f"{SQLITE_FILE}.new-"
+_BESIDE = ("-wal", "-shm")
+
+
+class NewFile:
+    """A complete catalog beside its place, in `directory`: nobody's until `publish`."""
+
+    def __init__(self, directory: str, state: Exported) -> None:
+        self._path = os.path.join(os.path.realpath(directory), SQLITE_FILE)
+        self._temporary = os.path.join(os.path.dirname(self._path), f"{_TEMPORARY}{new_nonce().hex()}")
+        try:
+            self._build(state)
+        except BaseException:
+            self.discard()
+            raise
+
+    def _build(self, state: Exported) -> None:
+        connection = create_file(self._temporary)
+        try:
+            migrate(connection)
+            connection.rows("BEGIN IMMEDIATE")
+            _write(connection, state)
+            connection.rows("COMMIT")
+        finally:
+            # The last connection's close makes the checkpoint, which syncs the file.
+            connection.close()
+        if os.path.exists(f"{self._temporary}-wal"):
+            raise StorageError(
+                f"{self._temporary!r} could not be completed: its write-ahead log could not be removed. Try again."
+            )
+
+    def publish(self) -> None:
+        """Give the file its name, durably; `RepositoryExistsError` if there is one."""
+        if os.path.lexists(self._path):
+            raise RepositoryExistsError(f"{self._path!r} was made by somebody else meanwhile.")
+        # Left of a catalog that was removed, SQLite would take them for this one's.
+        _unlink(f"{self._path}{suffix}" for suffix in _BESIDE)
+        publish_file(self._temporary, self._path)
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove the file by the name that it was built under."""
+        with contextlib.suppress(StorageError):
+            _unlink(f"{self._temporary}{suffix}" for suffix in ("", *_BESIDE))
+
+
+class Replacement:
+    """A state that takes the place of all that the catalog in `directory` holds, in one open transaction.
+
+    `expected` is the number of the newest operation that is replaced; `RepositoryExistsError` if it is another.
+    """
+
+    def __init__(self, directory: str, state: Exported, expected: int) -> None:
+        self._stack = contextlib.ExitStack()
+        self._catalog = SqliteCatalog(directory)
+        self._catalog.check_writable()
+        try:
+            self._connection = self._stack.enter_context(self._catalog.lend())
+            self._replace(state, expected)
+        except BaseException:
+            self.discard()
+            raise
+
+    def _replace(self, state: Exported, expected: int) -> None:
+        self._connection.rows("BEGIN IMMEDIATE")
+        head = read_head(self._connection)[1]
+        if head.sequence != expected:
+            raise RepositoryExistsError(
+                f"{self._catalog.directory!r} was written to by somebody else meanwhile. Nothing was changed."
+            )
+        for table in ("log", "state", "snapshots"):
+            self._connection.rows(f"DELETE FROM {table}")
+        _write(self._connection, state)
+
+    def publish(self) -> None:
+        """Commit, durably."""
+        self._connection.rows("COMMIT")
+        self.discard()
+
+    def discard(self) -> None:
+        """Roll back what was not committed, and close."""
+        self._stack.close()
+        self._catalog.close()
+
+
+def remove_catalog(directory: str) -> None:
+    """Remove the catalog in `directory`, which nobody may need any more, durably."""
+    path = os.path.join(os.path.realpath(directory), SQLITE_FILE)
+    # The database first: without its write-ahead log it could be an older state of it.
+    for names in ((path,), tuple(f"{path}{suffix}" for suffix in _BESIDE)):
+        _unlink(iter(names))
+        try:
+            sync_directory(os.path.dirname(path))
+        except OSError as error:
+            raise storage_error(error, "sync the folder", os.path.dirname(path)) from error
+
+
+def remove_temporary(directory: str) -> None:
+    """Remove what crashes have left beside the catalog; nobody may be making one."""
+    with contextlib.suppress(OSError):
+        names = [name for name in os.listdir(directory) if name.startswith(_TEMPORARY)]
+        _unlink(os.path.join(directory, name) for name in names)
+
+
+def _unlink(paths: Iterator[str]) -> None:
+    for path in paths:
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise storage_error(error, "remove", path) from error
+
+
+def _write(connection: Connection, state: Exported) -> None:
+    """Write a whole state into empty tables, within the open transaction."""
+    tallies: dict[int, Tally] = {}
+
+    def count(part: int, crc: int) -> None:
+        tallies[part] = tallies.get(part, Tally()).plus(crc)
+
+    placed: set[SnapshotId] = set()
+    for operation in state.iter_operations():
+        entry = _added(state, operation, placed)
+        if entry is not None:
+            placed.add(entry.id)
+            count(INDEX, index_crc(entry.id))
+        write_log_row(connection, operation, entry)
+    for space in Space:
+        if space == Space.OPERATION:
+            continue
+        for key, value in state.iter_space(space):
+            if space != Space.SNAPSHOT or key not in placed:
+                count(space, write_state(connection, space, key, value))
+    write_head(connection, Head(state.sequence, state.epoch, state.identity, tallies))
+
+
+def _added(state: Exported, operation: Operation, placed: set[SnapshotId]) -> SnapshotEntry | None:
+    """Return the snapshot that an operation added, if it is to be in the operation's row, as commits put it there."""
+    if operation.kind not in ADDING or len(operation.changes) != 1:
+        return None
+    snapshot = operation.changes[0].after
+    return None if snapshot is None or snapshot in placed else state.snapshot(snapshot)

@@ -1,0 +1,207 @@
+"""Copies packs from one storage to another, byte for byte and under their own names, several at once.
+
+A pack is read in pieces of some megabytes; where the target needs it whole before it is uploaded, it is in memory, and
+all that are under way together take at most `MEMORY_BYTES`, or one pack that is larger. Before a pack gets its name its
+header, its trailer and its list of blobs are checked, and on request every blob against its digest.
+
+A pack that is there already stays, if it has the right size and its ending is whole. As its content can only be one, it
+does no harm to write it again: that is also the answer to a reply that was lost. Above: `replicate`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from vstore.blobs.reader import BlobReader
+from vstore.errors import (
+    CorruptionError,
+    FormatError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    OutcomeUnknownError,
+)
+from vstore.format.pack import HEADER_SIZE, TRAILER_SIZE, decode_footer, decode_header, decode_trailer
+from vstore.format.refs import BlobRef, check_table_size
+from vstore.ids import Digest, PackId
+from vstore.keys.objects import pack_name
+from vstore.ops.pack_index import footer_columns
+from vstore.ops.scrub import blob_problem, iter_stored
+from vstore.storage.base import PackSink, Storage
+from vstore.transfer.plan import MovedOnError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vstore.format.pack import Footer
+
+MEMORY_BYTES = 256 * 1024 * 1024
+PACKS_AT_ONCE = 8
+_PIECE_BYTES = 8 * 1024 * 1024
+_QUEUED = 4 * PACKS_AT_ONCE
+_SEAL_TRIES = 3
+
+
+class PackCopier:
+    """Copies packs from `source` to `target`; `done` is told of each (pack, size, whether it had to be copied)."""
+
+    def __init__(
+        self,
+        source: Storage,
+        target: Storage,
+        done: Callable[[PackId, int, bool], None],
+        *,
+        verify: bool = False,
+    ) -> None:
+        self._source = source
+        self._target = target
+        self._done = done
+        self._verify = verify
+        self._room = _Room(MEMORY_BYTES)
+        self._is_staged = target.is_local
+
+    def copy(self, packs: Iterable[tuple[PackId, int]], present: dict[PackId, int]) -> None:
+        """Make the target hold all `packs`, given with their sizes; `present` are those that it lists, with theirs.
+
+        Raises `MovedOnError` if one of them is gone from the source. After any error no copy is under way any more.
+        """
+        waiting: set[Future[None]] = set()
+        stopped = threading.Event()
+        with ThreadPoolExecutor(PACKS_AT_ONCE, thread_name_prefix="vstore-copy") as pool:
+            try:
+                for pack, size in packs:
+                    if len(waiting) >= _QUEUED:
+                        _raise_first(waiting)
+                    waiting.add(pool.submit(self._bring, pack, size, present.get(pack), stopped))
+                while waiting:
+                    _raise_first(waiting)
+            except BaseException:
+                stopped.set()
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _bring(self, pack: PackId, size: int, found: int | None, stopped: threading.Event) -> None:
+        if stopped.is_set():
+            return
+        is_there = found == size and self._is_whole(pack, size)
+        if not is_there:
+            with self._room.take(_PIECE_BYTES if self._is_staged else size):
+                self._copy(pack, size, found is not None, stopped)
+        if not stopped.is_set():
+            self._done(pack, size, not is_there)
+
+    def _is_whole(self, pack: PackId, size: int) -> bool:
+        """Tell whether a pack of the target is as it must be, as far as its ending, or else all of it, says."""
+        try:
+            _, footer = BlobReader(self._target).read_footer(pack)
+            if self._verify:
+                _check_blobs(iter_stored(self._target, pack, footer_columns(footer)))
+        except (FormatError, ObjectNotFoundError):
+            return False
+        return True
+
+    def _copy(self, pack: PackId, size: int, replaces: bool, stopped: threading.Event) -> None:
+        for tries_left in reversed(range(_SEAL_TRIES)):
+            # What is in doubt is put anew, in place of what may have come.
+            sink = self._target.replace_damaged_pack(pack) if replaces else self._open(pack)
+            try:
+                if not self._fill(sink, size, stopped):
+                    return
+                sink.seal(size)
+                return
+            except OutcomeUnknownError:
+                if not tries_left:
+                    raise
+                replaces = True
+            finally:
+                sink.discard()
+
+    def _open(self, pack: PackId) -> PackSink:
+        try:
+            return self._target.open_pack(pack)
+        except ObjectExistsError:
+            # A staged file of this name is there: a crash left it, or another copy is at work.
+            return self._target.replace_damaged_pack(pack)
+
+    def _fill(self, sink: PackSink, size: int, stopped: threading.Event) -> bool:
+        """Write the pack's bytes and check them; return False if it is not wanted any more."""
+        name = pack_name(sink.pack)
+        for offset in range(0, size, _PIECE_BYTES):
+            if stopped.is_set():
+                return False
+            try:
+                piece = self._source.read(name, offset, min(_PIECE_BYTES, size - offset))
+            except ObjectNotFoundError as error:
+                raise MovedOnError(
+                    f"{name} was deleted from {self._source.url} while it was copied"
+                ) from error
+            sink.write(offset, [piece])
+        try:
+            self._check(sink, size)
+        except FormatError as error:
+            raise CorruptionError(
+                f"{name} of {self._source.url} is damaged, so that it was not copied: {error.message} "
+                "repo.fsck() names all that is damaged."
+            ) from error
+        return True
+
+    def _check(self, sink: PackSink, size: int) -> None:
+        if size < HEADER_SIZE + TRAILER_SIZE:
+            raise CorruptionError(f"it has only {size} bytes.")
+        decode_header(sink.read(0, HEADER_SIZE))
+        trailer = decode_trailer(sink.read(size - TRAILER_SIZE, TRAILER_SIZE), size)
+        if trailer.pack != sink.pack:
+            raise CorruptionError(f"its trailer says that it is pack {trailer.pack.hex()}.")
+        footer = decode_footer(sink.read(trailer.footer_offset, trailer.footer_size), trailer)
+        if self._verify:
+            _check_blobs(_iter_written(sink, footer))
+
+
+def _iter_written(sink: PackSink, footer: Footer) -> Iterator[tuple[BlobRef, memoryview | None]]:
+    """Yield the blobs of a pack that is being written, with what follows them."""
+    for row in range(len(footer)):
+        length = int(footer.lengths[row])
+        ref = BlobRef(Digest(footer.digests[row].tobytes()), sink.pack, int(footer.offsets[row]), length)
+        yield ref, sink.read(ref.offset, length + check_table_size(length))
+
+
+def _check_blobs(stored: Iterable[tuple[BlobRef, memoryview | None]]) -> None:
+    """Raise `CorruptionError` if a blob does not match its digest, or its checksums don't."""
+    for ref, data in stored:
+        problem = blob_problem(data, ref)
+        if problem is not None:
+            raise CorruptionError(
+                f"blob {ref.digest.hex()} at {ref.offset} (length {ref.length}): {problem.name.lower()}."
+            )
+
+
+def _raise_first(waiting: set[Future[None]]) -> None:
+    """Wait until one is done; raise what it raised."""
+    done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+    for future in done:
+        waiting.discard(future)
+        future.result()
+
+
+class _Room:
+    """So many bytes of memory; who wants more than there is gets it when no one else has any."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._taken = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def take(self, size: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._taken or self._taken + size <= self._size)
+            self._taken += size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= size
+                self._changed.notify_all()
