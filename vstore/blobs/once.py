@@ -6,6 +6,7 @@ have to ask an object store.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -45,9 +46,14 @@ def check_may_wait() -> None:
 
 
 class Once:
-    """Calls under way, by key. Thread-safe."""
+    """Calls under way, by key. Thread-safe; one for a whole process, which a forked child begins anew."""
 
     def __init__(self) -> None:
+        self._forget()
+        os.register_at_fork(after_in_child=self._forget)
+
+    def _forget(self) -> None:
+        # The threads that were at it do not survive a fork: who waited for them would wait for ever.
         self._calls: dict[Hashable, Future[Any]] = {}
         self._lock = threading.Lock()
 
