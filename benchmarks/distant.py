@@ -17,6 +17,7 @@ import numpy as np
 import zarr
 
 import vstore
+import vstore.zarr_pipeline  # noqa: F401 - zarr knows it by its entry point only where vstore is installed
 from vstore.blobs.cache import CACHE
 from vstore.storage.objects import ObjectStorage
 from vstore.testing.latency import LatencyStore
@@ -88,8 +89,9 @@ def main() -> None:
     known = vstore.Repository.open(distant.location())
     known.writable_session("main")
     for size, items in SIZES.items():
-        values = np.random.default_rng(0).random((CHUNKS, items), dtype="f4")
-        for title, path in PIPELINES.items():
+        for number, (title, path) in enumerate(PIPELINES.items()):
+            # Not the same again, which would be written to no pack.
+            values = np.random.default_rng(number).random((CHUNKS, items), dtype="f4")
             with zarr.config.set({"codec_pipeline.path": path}):
                 distant.measure(
                     f"write and commit {CHUNKS:,} chunks of {size}, {title} pipeline",
