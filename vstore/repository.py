@@ -24,8 +24,6 @@ from vstore.catalog.base import (
     PROTECTED,
     STATUS,
     AddSnapshot,
-    Catalog,
-    CatalogView,
     Identity,
     RefIs,
     SetRef,
@@ -110,7 +108,6 @@ class Repository(Maintenance):
     def __init__(self, handle: Handle, default_metadata: Mapping[str, Any] | None = None) -> None:
         self._handle = handle
         self._default_metadata = dict(default_metadata or {})
-        self._is_config_recalled = False
 
     # --- opening ---------------------------------------------------------------------------------------------
 
@@ -170,23 +167,18 @@ class Repository(Maintenance):
         Raises `RepositoryNotFoundError` if there is none, `UnsupportedFormatError` if it needs a newer vstore.
         """
         storage = open_storage(location, options=storage_options)
-        # On an object store, looking for the newest state is a round trip: the first session, which looks anyway, makes
-        # it together with the request for that state's metadata, and sees whether these settings are the newest.
-        catalog = open_catalog(storage, PackSpill(storage), clock=clock, look=False)
-        recalled = None
+        catalog = open_catalog(storage, PackSpill(storage), clock=clock)
         try:
             if config is None:
-                seen = None if storage.is_local else catalog.recall()
-                recalled = None if seen is None else seen.value(CONFIG)
-                config = _stored_config(catalog) if recalled is None else RepositoryConfig.from_json(recalled)
+                with catalog.reading() as view:
+                    stored = view.value(CONFIG)
+                config = RepositoryConfig() if stored is None else RepositoryConfig.from_json(stored)
             name = default_author() if author is None else author
             virtual = VirtualReader(authorize_virtual_chunk_access or ())
         except BaseException:
             catalog.close()
             raise
-        repository = cls(Handle(storage, catalog, virtual, config, name, clock))
-        repository._is_config_recalled = recalled is not None
-        return repository
+        return cls(Handle(storage, catalog, virtual, config, name, clock))
 
     @classmethod
     def open_or_create(
@@ -281,7 +273,6 @@ class Repository(Maintenance):
     ) -> SnapshotEntry:
         self._expect(branch if as_of is None else None)
         with self._handle.catalog.reading() as view:
-            self._settle_config(view)
             entry = resolve(view, branch, tag, snapshot_id)
             if as_of is not None:
                 if snapshot_id is not None:
@@ -303,20 +294,11 @@ class Repository(Maintenance):
         if entry is not None:
             handle.expect(entry)
 
-    def _settle_config(self, view: CatalogView) -> None:
-        """Take the settings as they are now, if those at hand may be older."""
-        if self._is_config_recalled:
-            stored = view.value(CONFIG)
-            config = RepositoryConfig() if stored is None else RepositoryConfig.from_json(stored)
-            self._handle = self._handle.with_config(config)
-            self._is_config_recalled = False
-
     def writable_session(self, branch: str) -> Session:
         """Open a session on a branch's head that can change and commit."""
         self._handle.catalog.check_writable()
         self._expect(branch)
         with self._handle.catalog.reading() as view:
-            self._settle_config(view)
             require_online(view)
             entry, epoch = require_entry(view, require_branch(view, branch)), view.epoch
         return Session(
@@ -661,14 +643,11 @@ class Repository(Maintenance):
     @property
     def config(self) -> RepositoryConfig:
         """The settings that this object works with."""
-        if self._is_config_recalled:
-            with self._handle.catalog.reading() as view:
-                self._settle_config(view)
         return self._handle.config
 
     def save_config(self) -> None:
         """Persist this object's settings for everybody who opens the repository from now on."""
-        encoded = self.config.to_json
+        encoded = self._handle.config.to_json
         refs.set_value(self._handle, OperationKind.SET_CONFIG, CONFIG, encoded, request=(CONFIG, encoded()))
 
     @property
@@ -755,12 +734,6 @@ class Repository(Maintenance):
 def open(location: Location, **options: Any) -> Repository:  # noqa: A001
     """Open the repository at a path, a URL or in an obstore store: `Repository.open` by a shorter name."""
     return Repository.open(location, **options)
-
-
-def _stored_config(catalog: Catalog) -> RepositoryConfig:
-    with catalog.reading() as view:
-        stored = view.value(CONFIG)
-    return RepositoryConfig() if stored is None else RepositoryConfig.from_json(stored)
 
 
 def _first_transaction(

@@ -52,12 +52,9 @@ def _log_counts(storage: LocalStorage, spill: SpillStore | None) -> bool:
     return counts
 
 
-def open_catalog(
-    storage: Storage, spill: SpillStore, *, clock: Clock = SYSTEM_CLOCK, look: bool = True
-) -> Catalog:
+def open_catalog(storage: Storage, spill: SpillStore, *, clock: Clock = SYSTEM_CLOCK) -> Catalog:
     """Open the catalog in `storage`; nothing is written.
 
-    Without `look`, that of an object store is not asked what is newest: its first view will be.
     One on a file system where it can't be written safely is opened all the same: `check_writable` says so.
     """
     directory = _directory_of(storage)
@@ -71,7 +68,7 @@ def open_catalog(
         from vstore.catalog.log import LogCatalog
 
         try:
-            return LogCatalog.open(storage, spill, clock=clock, look=look or storage.is_local)
+            return LogCatalog.open(storage, spill, clock=clock)
         except (RepositoryNotFoundError, AccessDeniedError):
             _refuse_sqlite(storage)
             raise

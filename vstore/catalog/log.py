@@ -131,21 +131,11 @@ class LogCatalog:
         return LogReader(storage).is_present(0)
 
     @classmethod
-    def open(
-        cls, storage: Storage, spill_store: SpillStore, *, clock: Clock = SYSTEM_CLOCK, look: bool = True
-    ) -> LogCatalog:
-        """Open the log in `storage`; nothing is written.
-
-        Without `look` the hint will do, if there is one: one request, which proves that there is a log, and says what
-        is required to read it. Whether the log goes on from there, and requires more, is seen by the first view.
-        """
+    def open(cls, storage: Storage, spill_store: SpillStore, *, clock: Clock = SYSTEM_CLOCK) -> LogCatalog:
+        """Open the log in `storage`; nothing is written."""
         catalog = cls(storage, spill_store, clock=clock)
-        hint = None if look else catalog._reader.hint()
-        if hint is None:
-            catalog._resolve()
-        else:
-            catalog._see(hint)
-        return catalog
+        with catalog.reading():
+            return catalog
 
     @classmethod
     def create(
@@ -231,9 +221,7 @@ class LogCatalog:
         return None if head is None else EntriesView(head.record, self._pages)
 
     def _resolve(self) -> Head:
-        return self._see(self._reader.resolve(self._seen.get()))
-
-    def _see(self, head: Head) -> Head:
+        head = self._reader.resolve(self._seen.get())
         # Refuse a repository that needs a newer vstore before anything is believed of it.
         decode_identity(head.record.identity)
         return self._seen.advance(head)
