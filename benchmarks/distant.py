@@ -17,7 +17,7 @@ import numpy as np
 import zarr
 
 import vstore
-import vstore.zarr_pipeline  # noqa: F401 - zarr knows it by its entry point only where vstore is installed
+import vstore.zarr_pipeline
 from vstore.blobs.cache import CACHE
 from vstore.storage.objects import ObjectStorage
 from vstore.testing.latency import LatencyStore

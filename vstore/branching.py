@@ -6,7 +6,7 @@ Below: `merge`, `history`, `session`; above: `repository`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from vstore.catalog.base import CatalogView, RefIs, Retained, SetRef
 from vstore.comparison import snapshot_tree
 from vstore.config import load_object
 from vstore.errors import (
+    CommitOutcomeUnknownError,
     ConflictError,
     InvalidInputError,
     MergeConflictError,
@@ -38,7 +39,7 @@ from vstore.merge.conflicts import CLASHED, Conflict, ConflictType, Decision, Us
 from vstore.merge.solvers import SolverSpec, make_solver
 from vstore.merge.three_way import merge_trees
 from vstore.rebase import Changes, Origin
-from vstore.refs import Change, apply
+from vstore.refs import Change, apply, settled
 from vstore.session import Session
 from vstore.storage.base import require_writable
 from vstore.worktree import Worktree
@@ -105,13 +106,13 @@ def merge(
         if is_ahead and fast_forward and not request.squash:
             _fast_forward(handle, request, head, source)
             return source.id.hex()
+        message = f"Merge {request.source!r} into {request.into!r}" if text.message is None else text.message
+        says = CommitText(message, text.metadata)
         with merge_session(handle, request, defaults) as session:
-            message = (
-                f"Merge {request.source!r} into {request.into!r}" if text.message is None else text.message
-            )
-            return session.commit(message, text.metadata)
+            return _commit(handle, session, says, asked)
 
-    return _until_the_branch_stands_still(attempt)
+    asked = ("merge", request.source, request.into, request.squash)
+    return _landed(handle, asked) or _until_the_branch_stands_still(attempt)
 
 
 def merge_session(handle: Handle, request: MergeRequest, defaults: Mapping[str, Any]) -> Session:
@@ -149,6 +150,24 @@ def _fast_forward(handle: Handle, request: MergeRequest, head: SnapshotEntry, so
         {"merged": source.id.hex()},
     )
     apply(handle, lambda view: change)
+
+
+def _commit(handle: Handle, session: Session, text: CommitText, asked: Hashable) -> str:
+    """Commit a session; if its outcome is unknown, who asks for the same again finds out."""
+    try:
+        return session.commit(text.message or "", text.metadata)
+    except CommitOutcomeUnknownError:
+        doubtful = session.transaction_in_doubt
+        if doubtful is not None:
+            handle.doubts.note(asked, doubtful)
+        raise
+
+
+def _landed(handle: Handle, asked: Hashable) -> str | None:
+    """Return the snapshot that an earlier call for the same made, if its outcome was unknown and it landed."""
+    done = settled(handle, asked, must_hold=False)
+    made = () if done is None else (change.after for change in done.changes)
+    return next((snapshot.hex() for snapshot in made if snapshot is not None), None)
 
 
 def _until_the_branch_stands_still(attempt: Callable[[], str]) -> str:
@@ -233,6 +252,10 @@ def cherry_pick(
 ) -> str:
     """Put what one commit changed onto a branch; its message and metadata go along."""
     make_solver(solver)
+    asked = ("cherry-pick", snapshot, branch, parent)
+    landed = _landed(handle, asked)
+    if landed is not None:
+        return landed
     require_writable(handle.storage)
     with handle.catalog.reading() as view:
         picked = find_source(view, snapshot)
@@ -243,7 +266,7 @@ def cherry_pick(
     )
     origin = Origin(OperationKind.CHERRY_PICK, sources=(picked.id,), details={"picked": picked.id.hex()})
     ends = before, picked
-    return _commit_changes(handle, branch, ends, origin, says, defaults, solver)
+    return _commit_changes(handle, branch, ends, origin, says, defaults, solver, asked)
 
 
 def revert(
@@ -259,6 +282,10 @@ def revert(
 ) -> str:
     """Undo, on a branch, what one commit changed, or all commits after `since` up to that one."""
     make_solver(solver)
+    asked = ("revert", snapshot, branch, since, parent)
+    landed = _landed(handle, asked)
+    if landed is not None:
+        return landed
     require_writable(handle.storage)
     with handle.catalog.reading() as view:
         undone = find_source(view, snapshot)
@@ -286,7 +313,7 @@ def revert(
         details={"reverted": undone.id.hex(), "since": before.id.hex()},
     )
     ends = undone, before
-    return _commit_changes(handle, branch, ends, origin, says, defaults, solver)
+    return _commit_changes(handle, branch, ends, origin, says, defaults, solver, asked)
 
 
 def _commit_changes(
@@ -297,6 +324,7 @@ def _commit_changes(
     text: CommitText,
     defaults: Mapping[str, Any],
     solver: SolverSpec,
+    asked: Hashable,
 ) -> str:
     """Commit what changed from one snapshot to another onto a branch."""
     chosen = make_solver(solver)
@@ -307,7 +335,7 @@ def _commit_changes(
         base, incoming = (snapshot_tree(handle, entry) for entry in ends)
         with Session(handle, head, branch=branch, default_metadata=defaults, epoch=epoch) as session:
             session.apply(Changes(base, incoming, origin), chosen)
-            return session.commit(text.message or "", text.metadata)
+            return _commit(handle, session, text, asked)
 
     return _until_the_branch_stands_still(attempt)
 

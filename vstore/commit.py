@@ -210,7 +210,7 @@ def publish(handle: Handle, prepared: Prepared, registered: SessionId | None = N
     for _ in range(_EPOCH_TRIES):
         conditions = (online, EpochIs(epoch), *_preconditions(prepared, registered))
         outcome = handle.catalog.update(
-            _transaction(prepared, handle.author, conditions, _updates(prepared, registered))
+            transaction_of(prepared, handle.author, conditions, _updates(prepared, registered))
         )
         if isinstance(outcome, Applied):
             return prepared.entry.id
@@ -229,15 +229,16 @@ def publish(handle: Handle, prepared: Prepared, registered: SessionId | None = N
 
 def settle(handle: Handle, prepared: Prepared) -> bool:
     """Tell whether a commit whose outcome was unknown, or that was interrupted, is in the catalog."""
-    return catalog_settle(handle.catalog, _transaction(prepared, handle.author)) is not None
+    return catalog_settle(handle.catalog, transaction_of(prepared, handle.author)) is not None
 
 
-def _transaction(
+def transaction_of(
     prepared: Prepared,
     author: str,
     preconditions: tuple[Precondition, ...] = (),
     updates: tuple[Update, ...] = (),
 ) -> Transaction:
+    """Return the catalog's transaction for a prepared snapshot; it can be asked for without what it is to do."""
     return Transaction(
         prepared.transaction,
         prepared.since,

@@ -37,6 +37,7 @@ from vstore.errors import (
     ProtectedBranchError,
     ReadOnlyError,
     SnapshotExpiredError,
+    StorageError,
 )
 from vstore.format.record import OperationKind, SnapshotEntry, relocations
 from vstore.format.refs import BlobRef
@@ -73,6 +74,10 @@ class Doubts:
 
     def __reduce__(self) -> tuple[type[Doubts], tuple[()]]:
         return Doubts, ()
+
+
+class MisledError(StorageError):
+    """The state of the catalog that was looked at was never this repository's: look again."""
 
 
 class Handle(msgspec.Struct, frozen=True):
@@ -118,6 +123,11 @@ class Handle(msgspec.Struct, frozen=True):
         moved = relocations(states)
         if ref.pack in moved:
             return moved
+        if not self.catalog.confirm():
+            raise MisledError(
+                f"{what} was looked for by a hint in {self.storage.url} that is not of this repository, and is not "
+                "believed any more. Look again."
+            )
         raise MissingBlobError(
             f"{what} is missing: pack {ref.pack.hex()} in {self.storage.url} should hold blob {ref.digest.hex()} "
             f"({ref.length} bytes at {ref.offset}), but there is no such pack. "

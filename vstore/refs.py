@@ -105,7 +105,7 @@ def apply(handle: Handle, plan: Plan, *, request: Hashable = None) -> Operation:
     does nothing more if it was applied and still holds.
     """
     handle.catalog.check_writable()
-    done = None if request is None else _settle(handle, request)
+    done = None if request is None else settled(handle, request)
     if done is not None:
         return done
     for tries_left in reversed(range(_TRIES)):
@@ -139,15 +139,18 @@ def apply(handle: Handle, plan: Plan, *, request: Hashable = None) -> Operation:
     raise StorageError("unreachable")
 
 
-def _settle(handle: Handle, request: Hashable) -> Operation | None:
-    """Return the operation of an earlier call for the same, if it was in doubt, was applied, and still holds."""
+def settled(handle: Handle, request: Hashable, *, must_hold: bool = True) -> Operation | None:
+    """Return the operation of an earlier call for the same, if it was in doubt and was applied.
+
+    With `must_hold` only if what it did is still so.
+    """
     doubtful = handle.doubts.get(request)
     if doubtful is None:
         return None
     done = settle(handle.catalog, doubtful)
     handle.doubts.forget(request)
-    if done is None:
-        return None
+    if done is None or not must_hold:
+        return done
     with handle.catalog.reading() as view:
         return done if all(_holds(view, update) for update in doubtful.updates) else None
 

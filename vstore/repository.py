@@ -6,7 +6,7 @@ Refs, history, sessions and settings; every change is one catalog transaction.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -47,7 +47,7 @@ from vstore.errors import (
 from vstore.format.envelope import BlobKind
 from vstore.format.record import OperationKind, RefKind, SnapshotEntry
 from vstore.format.snapshot import Snapshot, encode_snapshot
-from vstore.handle import Handle, protected_patterns, require_not_moved, require_online
+from vstore.handle import Handle, MisledError, protected_patterns, require_not_moved, require_online
 from vstore.history import (
     AncestryWalk,
     find_as_of,
@@ -170,8 +170,12 @@ class Repository(Maintenance):
         catalog = open_catalog(storage, PackSpill(storage), clock=clock)
         try:
             if config is None:
-                with catalog.reading() as view:
-                    stored = view.value(CONFIG)
+                # What opening has just seen, if it is in there: looking again would be another round trip.
+                seen = catalog.recall()
+                stored = None if seen is None else seen.value(CONFIG)
+                if stored is None:
+                    with catalog.reading() as view:
+                        stored = view.value(CONFIG)
                 config = RepositoryConfig() if stored is None else RepositoryConfig.from_json(stored)
             name = default_author() if author is None else author
             virtual = VirtualReader(authorize_virtual_chunk_access or ())
@@ -256,7 +260,9 @@ class Repository(Maintenance):
         Raises `RefNotFoundError`, `SnapshotNotFoundError`, `SnapshotExpiredError` or `InvalidInputError`.
         """
         for tries_left in reversed(range(_OPENING_TRIES)):
-            session = Session(self._handle, self._resolve_at(branch, tag, snapshot_id, as_of))
+            session = self._unmisled(
+                lambda: Session(self._handle, self._resolve_at(branch, tag, snapshot_id, as_of))
+            )
             if lease is None:
                 return session
             try:
@@ -297,6 +303,16 @@ class Repository(Maintenance):
     def writable_session(self, branch: str) -> Session:
         """Open a session on a branch's head that can change and commit."""
         self._handle.catalog.check_writable()
+        return self._unmisled(lambda: self._open_writable(branch))
+
+    def _unmisled(self, open_session: Callable[[], Session]) -> Session:
+        """Open a session; again if what was found was another repository's state."""
+        try:
+            return open_session()
+        except MisledError:
+            return open_session()
+
+    def _open_writable(self, branch: str) -> Session:
         self._expect(branch)
         with self._handle.catalog.reading() as view:
             require_online(view)
@@ -648,7 +664,9 @@ class Repository(Maintenance):
     def save_config(self) -> None:
         """Persist this object's settings for everybody who opens the repository from now on."""
         encoded = self._handle.config.to_json
-        refs.set_value(self._handle, OperationKind.SET_CONFIG, CONFIG, encoded, request=(CONFIG, encoded()))
+        refs.set_value(
+            self._handle, OperationKind.SET_CONFIG, CONFIG, encoded, request=(CONFIG, encoded(None))
+        )
 
     @property
     def metadata(self) -> dict[str, Any]:

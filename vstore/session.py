@@ -17,7 +17,7 @@ import msgspec
 
 from vstore import leases, refs
 from vstore.blobs.reader import BlobReader
-from vstore.catalog.base import CloseSession, OpenSession, Precondition
+from vstore.catalog.base import CloseSession, OpenSession, Precondition, Transaction
 from vstore.config import encode_metadata
 from vstore.errors import (
     CommitOutcomeUnknownError,
@@ -483,6 +483,15 @@ class Session:
             return self.snapshot_id
         raise StorageError("unreachable")
 
+    @property
+    def transaction_in_doubt(self) -> Transaction | None:
+        """The transaction of a commit of which it is not known whether it landed."""
+        if self._in_doubt is None:
+            return None
+        from vstore.commit import transaction_of
+
+        return transaction_of(self._in_doubt, self._handle.author)
+
     def _settle_doubt(self) -> str | None:
         """Find out whether an earlier commit of this session landed although it did not say so."""
         prepared = self._in_doubt
@@ -505,12 +514,13 @@ class Session:
 
     def _become_read_only(self, entry: SnapshotEntry, root: Child | None) -> None:
         """Show a snapshot from now on. Nothing here may fail: the commit has landed."""
-        old = self._tree
+        old, was_closed = self._tree, self._is_read_only
         self._entry = entry
         self._is_read_only = True
         self._is_registered = self._may_be_registered = False
         self._tree = self._clean_tree(self._handle.blobs_for(entry.id), root)
-        old.writer.close()
+        if not was_closed:
+            old.writer.close()
 
     def discard_changes(self) -> None:
         """Forget everything that was written in this session; it stays writable, on the same snapshot."""
@@ -577,6 +587,9 @@ class Session:
             old = self._tree
             self._is_read_only = True
             self._tree = self._clean_tree(old.blobs, old.nodes.root)
+            if old.mutations == self._mutations_in_doubt:
+                # A commit in doubt can still be asked for, as after `with repo.transaction(...)`.
+                self._mutations_in_doubt = self._tree.mutations
             old.closed = "this session was closed. Open a new one with repo.writable_session(branch)."
             old.writer.close()
             if self._pid != os.getpid():

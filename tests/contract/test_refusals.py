@@ -32,7 +32,7 @@ def ignorant_store(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 @pytest.mark.server
 def test_servers_that_ignore_conditions_are_refused(ignorant_store: Any) -> None:
-    with pytest.raises(UnsafeStorageError, match=r"does not keep its promise|ignores ranges"):
+    with pytest.raises(UnsafeStorageError, match=r"does not keep its promise|with all of it"):
         Repository.create(ignorant_store)
     assert [meta["path"] for page in obstore.list(ignorant_store) for meta in page] == []
     assert not Repository.exists(ignorant_store)
@@ -55,6 +55,13 @@ def test_a_repository_is_not_made_where_conditions_do_not_hold(
 ) -> None:
     server.conditions = conditions
     with pytest.raises(UnsafeStorageError, match=complaint):
+        Repository.create(server.store("a"))
+    assert server.objects == {}
+
+
+def test_a_store_that_forgets_what_it_acknowledged_is_refused(server: XmlServer) -> None:
+    server.script("GET", *[Answer(404)] * 99)
+    with pytest.raises(UnsafeStorageError, match="the first winner's bytes were not kept"):
         Repository.create(server.store("a"))
     assert server.objects == {}
 

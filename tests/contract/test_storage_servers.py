@@ -53,6 +53,7 @@ class TestGoogleDialect(StorageContract):
             yield ObjectStorage(store, "else")
 
 
+@pytest.mark.deep
 class TestS3Dialect(StorageContract):
     """The same server as an S3 one, so that what is asked of it elsewhere is known to be answered well."""
 

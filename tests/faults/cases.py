@@ -50,12 +50,12 @@ class Case(NamedTuple):
 
     @property
     def is_quick(self) -> bool:
-        """Tell whether no client has to lose its patience for it."""
-        return self.fault.kind is not FaultKind.STALL and not self.is_waiting
+        return is_quick(self.fault)
 
-    @property
-    def is_waiting(self) -> bool:
-        return self.fault.kind is FaultKind.HOLD and not self.fault.drops
+
+def is_quick(fault: NetworkFault) -> bool:
+    """Tell whether no client has to lose its patience for it."""
+    return fault.kind is not FaultKind.STALL and (fault.kind is not FaultKind.HOLD or fault.drops)
 
 
 def iter_cases(requests: Sequence[Exchange]) -> Iterator[Case]:

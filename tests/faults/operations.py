@@ -32,6 +32,8 @@ class Operation:
     original: str = "plain"
     is_repeatable: bool = False
     refusal: type[vstore.VStoreError] | None = None
+    probes: bool = False
+    """Whether the storage is tried out first, in some 15 requests."""
 
 
 class Steps:
@@ -49,8 +51,6 @@ class Steps:
 
 
 def _session(repository: vstore.Repository, edits: Mapping[str, bytes] = EDITS) -> Session:
-    # That the storage is tried out first is a matter of its own: "commit at once".
-    repository.handle.catalog._is_probed = True
     session = repository.writable_session("main")
     write(session, edits)
     return session
@@ -84,7 +84,6 @@ def _flush(repository: vstore.Repository, site: Site, folder: str) -> Act:
 
 def _commit_many(repository: vstore.Repository, site: Site, folder: str) -> Act:
     """With packs that are sealed before the commit, so that the session registers."""
-    repository.handle.catalog._is_probed = True
     storage = repository.handle.storage
     storage.pack_policy = PackPolicy(target_bytes=5000, buffer_bytes=3000, direct_bytes=None)
     session = repository.writable_session("main")
@@ -140,7 +139,7 @@ def _end_lease(repository: vstore.Repository, site: Site, folder: str) -> Act:
 
 OPERATIONS = {
     "commit": Operation(_commit),
-    "commit at once": Operation(_commit_at_once),
+    "commit at once": Operation(_commit_at_once, probes=True),
     "commit many packs": Operation(_commit_many),
     "amend": Operation(_amend),
     "flush": Operation(_flush),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
@@ -22,7 +22,9 @@ from vstore.storage.objects import ObjectStorage
 from vstore.storage.objects.options import RequestOptions
 from vstore.testing.proxy import FaultProxy
 
-OPTIONS = RequestOptions(max_tries=3, attempt_timeout_s=0.4, first_wait_s=0.001, longest_wait_s=0.002)
+OPTIONS = RequestOptions(max_tries=3, first_wait_s=0.001, longest_wait_s=0.002)
+IMPATIENT = replace(OPTIONS, attempt_timeout_s=0.6)
+"""For where replies do not come: else they would be waited for."""
 
 BASE = {
     "zarr.json": GROUP,
@@ -66,18 +68,20 @@ class Site:
     def raw_store(self, folder: str) -> Any:
         return self.make_store(self.url, folder)
 
-    def storage(self, folder: str, *, through_proxy: bool = False) -> ObjectStorage:
-        """Return a storage, straight to the server or through the proxy; its patience is short."""
+    def storage(
+        self, folder: str, *, through_proxy: bool = False, options: RequestOptions = OPTIONS
+    ) -> ObjectStorage:
+        """Return a storage, straight to the server or through the proxy."""
         url = self.proxy.url if through_proxy else self.url
-        return ObjectStorage(self.make_store(url, folder), options=OPTIONS)
+        return ObjectStorage(self.make_store(url, folder), options=options)
 
     def open(
-        self, folder: str, *, through_proxy: bool = False, clock: SystemClock | None = None
+        self, folder: str, *, through_proxy: bool = False, options: RequestOptions = OPTIONS
     ) -> vstore.Repository:
         """Open a repository as another process would: with nothing cached."""
         CACHE.clear()
-        storage = self.storage(folder, through_proxy=through_proxy)
-        return vstore.Repository.open(storage, author="ada", clock=clock or QuickClock())
+        storage = self.storage(folder, through_proxy=through_proxy, options=options)
+        return vstore.Repository.open(storage, author="ada", clock=QuickClock())
 
     def copy(self, name: str) -> tuple[str, Original]:
         """Copy an original to a new folder."""

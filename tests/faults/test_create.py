@@ -8,18 +8,18 @@ import pytest
 
 import vstore
 from tests.faults.cases import Case, iter_cases, sample
-from tests.faults.site import QuickClock, Site, far_future
+from tests.faults.site import IMPATIENT, OPTIONS, QuickClock, Site, far_future
 from vstore.keys.objects import PACK_PREFIX, log_name
 from vstore.ops.fsck import check
+from vstore.storage.objects.options import RequestOptions
 from vstore.testing.proxy import DROP_BEFORE, Exchange, hold
 
 pytestmark = pytest.mark.server
 
 
-def create(site: Site, folder: str) -> None:
-    vstore.Repository.create(
-        site.storage(folder, through_proxy=True), author="ada", clock=QuickClock()
-    ).close()
+def create(site: Site, folder: str, options: RequestOptions = OPTIONS) -> None:
+    storage = site.storage(folder, through_proxy=True, options=options)
+    vstore.Repository.create(storage, author="ada", clock=QuickClock()).close()
 
 
 def count_requests(site: Site) -> list[Exchange]:
@@ -51,7 +51,7 @@ def try_case(site: Site, case: Case) -> str:
         site.proxy.choose(lambda _: DROP_BEFORE if len(site.proxy.exchanges) > case.number + 1 else None)
     outcome = "made"
     try:
-        create(site, folder)
+        create(site, folder, OPTIONS if case.is_quick else IMPATIENT)
     except vstore.CommitOutcomeUnknownError:
         outcome = "unknown"
     except vstore.UnsafeStorageError:

@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 import pytest
 
 import vstore
-from tests.faults.cases import FAULTS
-from tests.faults.site import Site, far_future
+from tests.faults.cases import FAULTS, is_quick
+from tests.faults.site import IMPATIENT, OPTIONS, Site, far_future
 from tests.repositories import write
 from vstore.ops.fsck import check
 from vstore.session import Session
-from vstore.testing.proxy import Exchange, FaultKind, NetworkFault
+from vstore.testing.proxy import Exchange, NetworkFault
 
 pytestmark = pytest.mark.server
 
-QUICK = tuple(fault for fault in FAULTS if fault.kind is not FaultKind.STALL)
+QUICK = tuple(filter(is_quick, FAULTS))
 MAX_TRIES = 60
 
 
@@ -73,6 +73,7 @@ def storm(
 ) -> Counter[str]:
     site.proxy.reset()
     folder, _ = site.copy("plain")
+    options = OPTIONS if all(map(is_quick, faults)) else IMPATIENT
     chance, lock = random.Random(seed), threading.Lock()
 
     def choose(exchange: Exchange) -> NetworkFault | None:
@@ -80,7 +81,8 @@ def storm(
             return chance.choice(faults) if chance.random() < share else None
 
     writers = [
-        Writer(site.open(folder, through_proxy=True), name, random.Random(f"{seed} {name}")) for name in "ab"
+        Writer(site.open(folder, through_proxy=True, options=options), name, random.Random(f"{seed} {name}"))
+        for name in "ab"
     ]
     site.proxy.choose(choose)
     try:

@@ -10,13 +10,15 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import vstore
+from tests.faults.cases import is_quick
 from tests.faults.operations import OPERATIONS, Act, Operation
-from tests.faults.site import Site, far_future
+from tests.faults.site import IMPATIENT, OPTIONS, Site, far_future
 from tests.repositories import contents
 from vstore.catalog.base import VALUE_NAMES
 from vstore.format.record import OperationKind, RefKind
 from vstore.keys.objects import PACK_PREFIX
 from vstore.ops.fsck import check
+from vstore.storage.objects.options import RequestOptions
 from vstore.testing.proxy import DROP_BEFORE, Exchange, NetworkFault
 
 NO_OPERATION = OperationKind.NO_OPERATION
@@ -70,12 +72,19 @@ class Clean(NamedTuple):
 class Trial:
     """An operation on a fresh copy of its repository; `run` it under a fault, then `judge` and `finish`."""
 
-    def __init__(self, site: Site, operation: Operation, clean: Clean | None = None) -> None:
+    def __init__(
+        self,
+        site: Site,
+        operation: Operation,
+        clean: Clean | None = None,
+        options: RequestOptions = OPTIONS,
+    ) -> None:
         self.site = site
         self.operation = operation
         site.proxy.reset()
         self.folder, _ = site.copy(operation.original)
-        self.repository = site.open(self.folder, through_proxy=True)
+        self.repository = site.open(self.folder, through_proxy=True, options=options)
+        self.repository.handle.catalog._is_probed = not operation.probes
         self.act: Act = operation.prepare(self.repository, site, self.folder)
         self.before = look(site, self.folder) if clean is None else clean.before
         site.proxy.reset()
@@ -163,7 +172,7 @@ def try_fault(
     """
     clean = run_cleanly(site, name)
     operation = OPERATIONS[name]
-    with Trial(site, operation, clean) as trial:
+    with Trial(site, operation, clean, OPTIONS if is_quick(fault) else IMPATIENT) as trial:
         site.proxy.inject(fault, nth=number)
         if outage:
             site.proxy.choose(lambda _: DROP_BEFORE if len(site.proxy.exchanges) > number + 1 else None)

@@ -67,6 +67,10 @@ ASKED: dict[str, Ask] = {
     "set status": lambda repository: lambda: repository.set_status("read_only"),
     "undo": lambda repository: repository.undo,
     "restore": lambda repository: lambda: repository.restore(1),
+    "merge": lambda repository: lambda: repository.merge("side"),
+    "fast-forward": lambda repository: lambda: repository.merge("main", into="old"),
+    "cherry-pick": lambda repository: lambda: repository.cherry_pick("side"),
+    "revert": lambda repository: lambda: repository.revert("main"),
     "lease": _lease,
     "abandon": _abandon,
 }
@@ -102,6 +106,9 @@ def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Place:
         repository.create_branch("old", first)
         repository.create_tag("v1", first)
         repository.protect_branch("release")
+        repository.create_branch("side", first)
+        with repository.transaction("side", message="beside") as store:
+            store.session.tree_for_writing().set("side", b"s")
         commit(repository, {"a": b"2"})
     return place
 
@@ -151,6 +158,38 @@ def test_what_did_not_last_is_done_anew(place: Place) -> None:
         # Not in doubt any more: this one is refused like any other.
         with pytest.raises(vstore.RefExistsError):
             ask()
+
+
+@pytest.mark.parametrize("lands", ["before", "at once", "between", "never"])
+def test_a_transaction_in_doubt_can_be_asked_for_when_it_is_over(place: Place, lands: str) -> None:
+    plan = RecordInDoubt({"at once": Fault.APPLIED, "never": Fault.LOST}.get(lands, Fault.LATE))
+    plan.mend()
+    with open_faulty(place, plan) as repository:
+        repository.handle.catalog.check_writable()
+        stores = []
+
+        def change() -> None:
+            with repository.transaction("main", message="in doubt") as store:
+                stores.append(store)
+                store.session.tree_for_writing().set("a", b"3")
+                plan.is_mended = False
+
+        with pytest.raises(vstore.CommitOutcomeUnknownError):
+            change()
+        (store,) = stores
+        plan.mend()
+        if lands == "before":
+            plan.land()
+        if lands in ("before", "at once"):
+            assert store.session.commit("in doubt") == repository.lookup_branch("main")
+            assert store.session.tree.read("a") == b"3"
+        else:
+            with pytest.raises(vstore.ReadOnlyError):
+                store.session.commit("in doubt")
+        plan.land()
+        messages = [info.message for info in repository.ancestry(branch="main")]
+        assert messages.count("in doubt") == (lands in ("before", "at once"))
+        assert check(repository, data=True).damages == []
 
 
 def test_doubts_are_bounded_and_do_not_travel() -> None:

@@ -363,6 +363,13 @@ class Catalog(Protocol):
         No request is made for it. It may have changed since, and what is absent here may be there.
         """
 
+    def confirm(self) -> bool:
+        """Make sure that the state seen last is, or was, this catalog's; return False if not, and forget it.
+
+        Only a wrong hint misleads. To be asked before anything is deleted by what was seen, and when something that
+        it needs is missing. Costs a request at most once.
+        """
+
     def check_writable(self) -> None:
         """Raise what `update` would raise here, whatever it was asked to do, for lack of rights or guarantees.
 

@@ -226,15 +226,21 @@ class LogCatalog:
         decode_identity(head.record.identity)
         return self._seen.advance(head)
 
+    def confirm(self) -> bool:
+        return self._confirm(self._seen.get() or self._resolve()) is not None
+
     def _resolve_surely(self) -> Head:
         """Return the newest record as it is in the log, whatever the hint says."""
-        head = self._resolve()
+        return self._confirm(self._resolve()) or self._resolve()
+
+    def _confirm(self, head: Head) -> Head | None:
+        """Return the newest record, or None if `head` is not in the log: the hint lied, and is not asked again."""
         found = self._reader.confirm(head)
         if found is not None:
             return self._seen.advance(found)
-        # The hint lied: what it showed was never in this log, so that going back from it loses nothing (L4).
+        # What it showed was never in this log, so that going back from it loses nothing (L4).
         self._seen.advance(self._reader.resolve_unaided(), instead_of=head)
-        return self._resolve()
+        return None
 
     def check_writable(self) -> None:
         require_writable(self._storage)

@@ -9,7 +9,13 @@ import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
-from vstore.errors import ObjectExistsError, OutcomeUnknownError, StorageError, UnsafeStorageError
+from vstore.errors import (
+    ObjectExistsError,
+    ObjectNotFoundError,
+    OutcomeUnknownError,
+    StorageError,
+    UnsafeStorageError,
+)
 from vstore.ids import new_nonce
 from vstore.keys.objects import probe_name
 from vstore.storage.base import Storage
@@ -76,7 +82,10 @@ def _race(storage: Storage) -> int | None:
 
 def _is_kept(storage: Storage, name: str, body: bytes) -> bool:
     """Tell whether an object holds these bytes; what differs is read again, as it may have been damaged on the way."""
-    return any(storage.read_whole(name, 1024) == body for _ in range(_READ_TRIES))
+    try:
+        return any(storage.read_whole(name, 1024) == body for _ in range(_READ_TRIES))
+    except ObjectNotFoundError:
+        return False
 
 
 def _create(storage: Storage, name: str, body: bytes) -> bool | None:

@@ -160,6 +160,7 @@ class _Compactor:
 
         With the heads of branches first, blobs are copied in the order in which those who read a head want them.
         """
+        self._handle.catalog.confirm()
         with self._handle.catalog.reading() as view:
             if not self._report.dry_run:
                 require_online(view)

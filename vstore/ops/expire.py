@@ -162,6 +162,7 @@ def _report(planned: _Plan, done: Decision, *, dry_run: bool) -> ExpireReport:
 
 def _plan(handle: Handle, request: ExpireRequest) -> _Plan:
     now_us = handle.clock.now_us()
+    handle.catalog.confirm()
     with handle.catalog.reading() as view:
         since = view.sequence
         policy = request.policy or stored_retention(view.value(CONFIG))

@@ -168,6 +168,8 @@ class _Collector:
     def _round(self, *, is_first: bool) -> Roots | None:
         """Apply one plan; return the state after it, or None in a dry run."""
         for _ in range(_TRIES):
+            # Nothing is judged on the word of a hint.
+            self._handle.catalog.confirm()
             with self._handle.catalog.reading() as view:
                 online = None if self._report.dry_run else require_online(view)
                 roots = take_roots(view)

@@ -274,6 +274,15 @@ class CatalogContract:
             assert operation.kind == OperationKind.CREATE_REPOSITORY
             assert operation.changes == (RefChange(BRANCH, MAIN, None, ROOT.id),)
 
+    def test_what_was_seen_is_confirmed(self, catalog: Catalog, reopen: Reopen) -> None:
+        assert catalog.confirm()
+        handle = reopen()
+        assert handle.confirm()
+        apply(catalog, SetRef(TAG, "v1", ROOT.id))
+        assert handle.confirm()
+        with handle.reading() as view:
+            assert view.ref(TAG, "v1") == ROOT.id
+
     def test_a_new_catalog_holds_nothing_else(self, catalog: Catalog) -> None:
         with catalog.reading() as view:
             assert list(view.iter_refs(TAG)) == []

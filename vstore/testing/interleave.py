@@ -240,6 +240,9 @@ class InterleavedCatalog:
     def recall(self) -> CatalogView | None:
         return self.inner.recall()
 
+    def confirm(self) -> bool:
+        return self.inner.confirm()
+
     def check_writable(self) -> None:
         self.inner.check_writable()
 

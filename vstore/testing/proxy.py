@@ -365,6 +365,7 @@ async def _send(
     if kind is FaultKind.TRUNCATE:
         # Of a reply without a body, half of the head.
         head, body = (head, body[: len(body) // 2]) if body else (head[: len(head) // 2], b"")
+    # Before the client knows, who may look at once.
+    exchange.status, exchange.reply_size = reply.status, len(body)
     writer.write(head + body)
     await writer.drain()
-    exchange.status, exchange.reply_size = reply.status, len(body)

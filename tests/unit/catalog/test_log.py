@@ -858,6 +858,32 @@ def test_the_probe_is_repeated_when_replies_are_lost(storage):
         probe(FaultyStorage(storage, plan))
 
 
+class TellsTheWinnerThatItLost(FaultyStorage):
+    """The first create is applied, and reported as existing: something on the way repeated it."""
+
+    lies = 1
+
+    def create(self, name: str, data: bytes) -> None:
+        super().create(name, data)
+        if self.lies:
+            self.lies -= 1
+            raise ObjectExistsError(name)
+
+
+def test_a_winner_that_is_told_that_it_lost_does_not_make_a_storage_unsafe(storage):
+    faulty = TellsTheWinnerThatItLost(storage)
+    probe(faulty)
+    assert sum(each.method == "create" for each in faulty.plan.requests) == 3 * (PROBERS + 1)
+
+
+def test_a_reply_that_was_damaged_on_the_way_does_not_make_a_storage_unsafe(storage):
+    faulty = FaultyStorage(storage)
+    probe(faulty)
+    read = next(number for number, each in enumerate(faulty.plan.requests) if each.method == "read_whole")
+    for fault in (Fault.CORRUPT, Fault.TRUNCATE):
+        probe(FaultyStorage(storage, FaultPlan().inject(read, fault)))
+
+
 # --- L1 to L4 under any interleaving and fault -----------------------------------------------------------------
 
 FATES = [Fate.DONE, Fate.DONE, *Fate]

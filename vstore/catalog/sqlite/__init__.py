@@ -146,6 +146,9 @@ class SqliteCatalog:
         self._identity = view.identity
         return view
 
+    def confirm(self) -> bool:
+        return True
+
     def check_writable(self) -> None:
         if self._pool.access is Access.WRITE:
             return
