@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vstore.blobs.cache import set_cache_bytes
     from vstore.changes.boxes import Box
     from vstore.changes.diff import Diff, ValueChange
     from vstore.changes.metadata import MISSING
@@ -132,6 +133,7 @@ __all__ = [
     "VirtualChunkUnauthorizedError",
     "open",
     "rebuild_catalog",
+    "set_cache_bytes",
     "__version__",
 ]
 
@@ -156,6 +158,7 @@ _HOMES = {
     "VersionSelection": "vstore.merge.conflicts",
     "open": "vstore.repository",
     "rebuild_catalog": "vstore.ops.rebuild",
+    "set_cache_bytes": "vstore.blobs.cache",
 }
 
 

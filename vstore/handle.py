@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from fnmatch import fnmatchcase
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -43,6 +43,9 @@ from vstore.format.record import OperationKind, SnapshotEntry, relocations
 from vstore.format.refs import BlobRef
 from vstore.ids import PackId, SnapshotId, new_transaction_id
 from vstore.storage.base import Storage
+
+if TYPE_CHECKING:
+    from vstore.blobs.fetching import PackFetcher
 
 _SINGLE_LOOKS = 8
 """Replaced packs that a reader asks for one by one before it asks for all."""
@@ -87,6 +90,14 @@ class Handle(msgspec.Struct, frozen=True):
     author: str
     clock: Clock = SYSTEM_CLOCK
     doubts: Doubts = msgspec.field(default_factory=Doubts)
+    fetcher: PackFetcher | None = None
+    """What makes the requests of all readers; None on a local disk."""
+
+    def __post_init__(self) -> None:
+        if self.fetcher is None and not self.storage.is_local:
+            from vstore.blobs.fetching import PackFetcher
+
+            msgspec.structs.force_setattr(self, "fetcher", PackFetcher(self.storage))
 
     def blobs_for(self, snapshot: SnapshotId | None) -> BlobReader:
         """Return a reader for what `snapshot` holds, which can say whether that has expired."""
@@ -96,7 +107,7 @@ class Handle(msgspec.Struct, frozen=True):
             # Who meets a few replaced packs will meet many; who reads one chunk need not know of all.
             return self._find_moved(ref, what, snapshot, None if next(asked) >= _SINGLE_LOOKS else {ref.pack})
 
-        return BlobReader(self.storage, recover)
+        return BlobReader(self.storage, recover, self.fetcher)
 
     def _find_moved(
         self, ref: BlobRef, what: str, snapshot: SnapshotId | None, packs: set[PackId] | None
@@ -126,8 +137,19 @@ class Handle(msgspec.Struct, frozen=True):
     def open_snapshot(self, entry: SnapshotEntry) -> BlobReader:
         """Return a reader for a snapshot, with its commit's metadata fetched ahead where that saves requests."""
         blobs = self.blobs_for(entry.id)
-        blobs.prefetch(entry.ref.pack, entry.stretch_offset, entry.stretch_length)
+        blobs.prefetch(entry.ref, entry.stretch_offset, entry.stretch_length)
         return blobs
+
+    def expect(self, entry: SnapshotEntry) -> None:
+        """Begin to fetch the metadata of a snapshot that is likely to be opened next; does not wait."""
+        self.blobs_for(None).prefetch(entry.ref, entry.stretch_offset, entry.stretch_length)
+
+    def close(self) -> None:
+        """Let go of files, maps, threads and connections; they are made again if the handle is used afterwards."""
+        if self.fetcher is not None:
+            self.fetcher.close()
+        self.catalog.close()
+        self.storage.close()
 
     def update_online(
         self,

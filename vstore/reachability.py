@@ -7,7 +7,8 @@ of reference here makes gc delete what is needed: tests/unit/test_reachability.p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -36,6 +37,8 @@ from vstore.format.record import SnapshotEntry
 from vstore.format.refs import BlobRef
 from vstore.ids import Digest, PackId
 from vstore.tree import Place
+
+_SNAPSHOTS_AHEAD = 16
 
 
 class NeededBlob(NamedTuple):
@@ -107,6 +110,15 @@ class Walk:
         self.spine: list[Digest] = []
         self._seen: set[Digest] = set()
         self._named: set[bytes] = set()
+
+    def iter_snapshots(self, entries: Sequence[SnapshotEntry]) -> Iterator[SnapshotEntry]:
+        """Yield snapshots to be visited, while the metadata of the next ones are on their way from an object store."""
+        ahead = iter(entries)
+        for number, entry in enumerate(entries):
+            for coming in islice(ahead, 1 if number else _SNAPSHOTS_AHEAD):
+                if coming.ref.digest not in self._seen:
+                    self.blobs.prefetch(coming.ref, coming.stretch_offset, coming.stretch_length)
+            yield entry
 
     def snapshot(self, entry: SnapshotEntry) -> Iterator[Found]:
         """Yield all that a snapshot needs, but for what was yielded before."""

@@ -170,8 +170,12 @@ class Repository(Maintenance):
         catalog = open_catalog(storage, PackSpill(storage), clock=clock)
         try:
             if config is None:
-                with catalog.reading() as view:
-                    stored = view.value(CONFIG)
+                # What opening has just seen, if it is in there: looking again would be another round trip.
+                seen = catalog.recall()
+                stored = None if seen is None else seen.value(CONFIG)
+                if stored is None:
+                    with catalog.reading() as view:
+                        stored = view.value(CONFIG)
                 config = RepositoryConfig() if stored is None else RepositoryConfig.from_json(stored)
             name = default_author() if author is None else author
             virtual = VirtualReader(authorize_virtual_chunk_access or ())
@@ -213,8 +217,7 @@ class Repository(Maintenance):
 
     def close(self) -> None:
         """Let go of files, maps and connections; the object opens them again if it is used afterwards."""
-        self._handle.catalog.close()
-        self._handle.storage.close()
+        self._handle.close()
 
     def __enter__(self) -> Repository:
         return self
@@ -274,6 +277,7 @@ class Repository(Maintenance):
     def _resolve_at(
         self, branch: str | None, tag: str | None, snapshot_id: str | None, as_of: datetime | None
     ) -> SnapshotEntry:
+        self._expect(branch if as_of is None else None)
         with self._handle.catalog.reading() as view:
             entry = resolve(view, branch, tag, snapshot_id)
             if as_of is not None:
@@ -286,6 +290,15 @@ class Repository(Maintenance):
                     )
                 entry = found
         return entry
+
+    def _expect(self, branch: str | None) -> None:
+        """Begin to fetch what a branch held when the catalog was looked at last, while it is looked at anew."""
+        handle = self._handle
+        seen = None if branch is None or handle.storage.is_local else handle.catalog.recall()
+        head = None if seen is None else seen.ref(RefKind.BRANCH, str(branch))
+        entry = None if seen is None or head is None else seen.snapshot(head)
+        if entry is not None:
+            handle.expect(entry)
 
     def writable_session(self, branch: str) -> Session:
         """Open a session on a branch's head that can change and commit."""
@@ -300,6 +313,7 @@ class Repository(Maintenance):
             return open_session()
 
     def _open_writable(self, branch: str) -> Session:
+        self._expect(branch)
         with self._handle.catalog.reading() as view:
             require_online(view)
             entry, epoch = require_entry(view, require_branch(view, branch)), view.epoch

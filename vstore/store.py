@@ -20,7 +20,9 @@ from zarr.abc.store import (
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.buffer.cpu import Buffer as CpuBuffer
 
+from vstore.blobs.once import RequestNeededError
 from vstore.blobs.reader import ByteSpan
+from vstore.blobs.waiting import run_waiting
 from vstore.errors import ReadOnlyError
 from vstore.format.refs import BlobRef
 from vstore.ids import BytesLike
@@ -144,8 +146,12 @@ class SessionStore(Store):
         return _to_buffer(await tree.contents.read_async(source, span, f"key {key!r}"), prototype)
 
     async def _find_remote(self, key: str) -> ChunkSource | BlobRef | None:
-        # A look-up may have to fetch pages and manifests.
-        return await asyncio.to_thread(self._session.tree.find, key)
+        tree = self._session.tree
+        try:
+            # Mostly the metadata is at hand. What is asked for in one turn of the event loop can come together then.
+            return tree.find_at_once(key)
+        except RequestNeededError:
+            return await run_waiting(tree.find, key)
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
@@ -224,7 +230,7 @@ class SessionStore(Store):
             return
         self._check_writable()
         data = _to_bytes(value)
-        await asyncio.to_thread(self._session.tree_for_writing().set, key, data)
+        await run_waiting(self._session.tree_for_writing().set, key, data)
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
         """Store `value` under `key` if it has none."""
@@ -280,7 +286,7 @@ class SessionStore(Store):
             for name in names:
                 yield name
             return
-        while batch := await asyncio.to_thread(_take, names):
+        while batch := await run_waiting(_take, names):
             for name in batch:
                 yield name
 
@@ -337,7 +343,7 @@ class SessionStore(Store):
         """Call `function`: here if storage is local, else in a thread, for it may wait for the network."""
         if self._supports_sync_io:
             return function(*args)
-        return await asyncio.to_thread(function, *args)
+        return await run_waiting(function, *args)
 
 
 def _unpickle(session: Session, read_only: bool) -> SessionStore:

@@ -206,6 +206,8 @@ def test_every_lock_may_be_held_by_another_thread_at_the_fork(repository: vstore
 KNOWN_LOCKS = {
     "locks": "makes those that are renewed in a child",
     "blobs/cache": "renewed in a child",
+    "blobs/fetching": "not taken where another process id is seen",
+    "blobs/once": "renewed in a child",
     "blobs/moved": "renewed in a child",
     "blobs/writer": "renewed in a child, or only taken where writing is refused in one",
     "catalog/log_head": "renewed when another process id is seen",

@@ -34,6 +34,9 @@ class FaultyCatalog:
     def reading(self) -> AbstractContextManager[CatalogView]:
         return self.plan.run("reading", "catalog", self.inner.reading)
 
+    def recall(self) -> CatalogView | None:
+        return self.inner.recall()
+
     def confirm(self) -> bool:
         return self.inner.confirm()
 

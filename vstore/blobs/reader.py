@@ -7,13 +7,15 @@ in from above): compact may have moved its blobs. What can't be had or doesn't m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TypeAlias, TypeVar
-
-import msgspec
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from vstore.blobs.cache import CACHE
 from vstore.blobs.moved import IndexedFooter, Relocations
+from vstore.blobs.once import Once, check_may_wait
+from vstore.blobs.spans import ByteSpan as ByteSpan
+from vstore.blobs.spans import DamagedBytesError, plan_span
+from vstore.blobs.waiting import run_waiting
 from vstore.errors import (
     CorruptionError,
     FormatError,
@@ -21,6 +23,7 @@ from vstore.errors import (
     MissingBlobError,
     ObjectNotFoundError,
     StorageError,
+    VStoreError,
 )
 from vstore.format.manifest import Manifest, decode_manifest
 from vstore.format.pack import (
@@ -29,7 +32,6 @@ from vstore.format.pack import (
     Trailer,
     decode_footer,
     decode_trailer,
-    find_bad_block,
 )
 from vstore.format.page import Page, PageNames, decode_page, decode_page_names
 from vstore.format.refs import CHECK_BLOCK_BYTES, BlobRef
@@ -38,6 +40,10 @@ from vstore.ids import Digest, PackId, blake3_digest
 from vstore.keys.objects import pack_name
 from vstore.storage.base import Storage
 
+if TYPE_CHECKING:
+    from vstore.blobs.fetching import PackFetcher
+    from vstore.blobs.remote import RemoteBlobs
+
 Recover: TypeAlias = Callable[[BlobRef, str], Mapping[PackId, PackId]]
 """Given a ref whose pack is gone and what the blob holds: where compact moved packs, this one among them, or a typed
 error."""
@@ -45,18 +51,10 @@ error."""
 T = TypeVar("T")
 
 _MAX_METADATA_BYTES = 256 * 1024 * 1024
-_JOINED_GAP_BYTES = 256 * 1024
 _TAIL_BYTES = 16 * 1024
 _STRETCH_LIMIT_BYTES = 8 * 1024 * 1024
 _MOVE_TRIES = 4
 """Looks for a blob while compact keeps moving it: each takes another run of compact and two of gc in between."""
-
-
-class ByteSpan(msgspec.Struct, frozen=True):
-    """A half-open range of bytes within a blob."""
-
-    start: int
-    stop: int
 
 
 def no_recovery(ref: BlobRef, what: str) -> Mapping[PackId, PackId]:
@@ -73,23 +71,36 @@ def _missing_message(ref: BlobRef, what: str) -> str:
 
 
 class BlobReader:
-    """Reads the blobs of one repository. Thread-safe."""
+    """Reads the blobs of one repository. Thread-safe.
 
-    def __init__(self, storage: Storage, recover: Recover = no_recovery) -> None:
+    `fetcher`, which readers of the same remote storage share, makes their requests; None is one of its own.
+    """
+
+    def __init__(
+        self, storage: Storage, recover: Recover = no_recovery, fetcher: PackFetcher | None = None
+    ) -> None:
         self.storage = storage
+        self.remote: RemoteBlobs | None = None
+        """How blobs of an object store are read; None on a local disk."""
         self._recover = recover
         self._moved = Relocations()
-        self._stretch: tuple[PackId, int, memoryview] | None = None
+        if not storage.is_local:
+            # What reads a local disk has no need of threads.
+            from vstore.blobs.fetching import PackFetcher
+            from vstore.blobs.remote import RemoteBlobs
+
+            self.remote = RemoteBlobs(fetcher or PackFetcher(storage))
 
     # --- metadata --------------------------------------------------------------------------------------------
 
     def page(self, ref: BlobRef) -> Page:
         """Return a page of a page tree."""
-        page = CACHE.get(("page", ref.digest))
-        if page is None:
-            data = self.metadata(ref, "a page of the hierarchy")
-            page = self._decoded(decode_page, data, ref)
-            remember_page(ref.digest, page)
+        page: Page | None = CACHE.get(("page", ref.digest))
+        return self.once(("page", ref.digest), lambda: self._page(ref)) if page is None else page
+
+    def _page(self, ref: BlobRef) -> Page:
+        page = self._decoded(decode_page, self.metadata(ref, "a page of the hierarchy"), ref)
+        remember_page(ref.digest, page)
         return page
 
     def names(self, ref: BlobRef) -> PageNames:
@@ -120,20 +131,22 @@ class BlobReader:
         """Return a whole blob's verified bytes; `what` says what it holds, for messages."""
         if ref.length > _MAX_METADATA_BYTES:
             raise CorruptionError(f"{what} claims to be {ref.length} bytes long")
-        return self.whole(ref, what)
+        return self._whole(ref, what, verify=True, reach=0, keep=False)
 
-    def prefetch(self, pack: PackId, offset: int, length: int) -> None:
-        """Fetch the stretch of a pack that holds a commit's metadata, so that its blobs need no more requests.
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Return what `make` makes of metadata; where that may take a request, one thread does it for all."""
+        return make() if self.remote is None else _ONCE.run(key, make)
 
-        Only a help: nothing is verified here, and a failure shows when a blob is read.
+    def prefetch(self, snapshot: BlobRef, offset: int, length: int) -> None:
+        """Begin to fetch the stretch of a pack that holds a commit's metadata, so that its blobs need no more requests.
+
+        Only where that saves some: not of a snapshot that is at hand, for so are its pages, as a rule. Nothing is
+        waited for or verified here, and a failure shows when a blob is read.
         """
-        if self.storage.is_local or not 0 < length <= _STRETCH_LIMIT_BYTES:
+        if self.remote is None or not 0 < length <= _STRETCH_LIMIT_BYTES:
             return
-        try:
-            data = self.storage.read(pack_name(pack), offset, length)
-        except (StorageError, FormatError):
-            return
-        self._stretch = (pack, offset, data)
+        if CACHE.get(("snapshot", snapshot.digest)) is None:
+            self.remote.fetcher.begin(snapshot.pack, offset, offset + length)
 
     def _decoded(self, decode: Callable[[memoryview], T], data: memoryview, ref: BlobRef) -> T:
         try:
@@ -144,98 +157,100 @@ class BlobReader:
 
     # --- bytes -----------------------------------------------------------------------------------------------
 
-    def whole(self, ref: BlobRef, what: str, *, verify: bool = True) -> memoryview:
-        """Return a whole blob, verified against its digest unless that was done before."""
+    def whole(self, ref: BlobRef, what: str, *, verify: bool = True, reach: int = 0) -> memoryview:
+        """Return a whole blob, verified against its digest unless that was done before.
+
+        Up to `reach` the pack is known to hold blobs that may be read next.
+        """
+        return self._whole(ref, what, verify=verify, reach=reach, keep=True)
+
+    def _whole(self, ref: BlobRef, what: str, *, verify: bool, reach: int, keep: bool) -> memoryview:
+        """Do what `whole` does; `keep` remote bytes in the cache."""
+        remote = self.remote
+        if remote is not None:
+            return self._with_recovery(ref, what, lambda at: remote.whole(at, reach, keep=keep))
         if not verify:
             return self._with_recovery(ref, what, self._read)
-        data = self._from_stretch(ref)
-        if data is not None and blake3_digest(data) == ref.digest:
-            return data
-        return self._with_recovery(ref, what, lambda at: self._verified(at, self._read(at), what))
+        return self._with_recovery(ref, what, self._verified)
 
     def span(self, ref: BlobRef, span: ByteSpan, what: str, *, verify: bool = True) -> memoryview:
         """Return a range of a blob, verified unless the whole blob was before."""
-        if not verify:
+        remote = self.remote
+        if remote is None and not verify:
             return self._with_recovery(ref, what, lambda at: self._read(_part(at, span)))
         if ref.length <= CHECK_BLOCK_BYTES:
             return self.whole(ref, what)[span.start : span.stop]
-        return self._with_recovery(ref, what, lambda at: self._read_span(at, span, what))
+        if remote is not None:
+            return self._with_recovery(ref, what, lambda at: remote.span(at, span))
+        return self._with_recovery(ref, what, lambda at: self._read_span(at, span))
 
-    async def whole_async(self, ref: BlobRef, what: str) -> memoryview:
+    async def whole_async(self, ref: BlobRef, what: str, reach: int = 0) -> memoryview:
         """Do what `whole` does without blocking the event loop."""
-        if self._moved.get(ref.pack) is not None:
-            return await _in_thread(self.whole, ref, what)
+        if self.remote is None or self._moved.get(ref.pack) is not None:
+            return await run_waiting(self.whole, ref, what)
         try:
-            data = await self.storage.read_async(pack_name(ref.pack), ref.offset, ref.length)
+            return await self.remote.whole_async(ref, reach)
         except ObjectNotFoundError:
-            return await _in_thread(self.whole, ref, what)
+            return await run_waiting(self.whole, ref, what)
+        except DamagedBytesError as error:
+            raise self._damage(ref, what, error.finding) from None
         except CorruptionError as error:
             raise _named(error, what) from None
-        return self._verified(ref, data, what)
 
     async def span_async(self, ref: BlobRef, span: ByteSpan, what: str) -> memoryview:
         """Do what `span` does without blocking the event loop."""
         if ref.length <= CHECK_BLOCK_BYTES:
             return (await self.whole_async(ref, what))[span.start : span.stop]
-        if self._moved.get(ref.pack) is not None:
-            return await _in_thread(self.span, ref, span, what)
-        plan = _plan_span(ref, span)
-        name = pack_name(ref.pack)
+        if self.remote is None or self._moved.get(ref.pack) is not None:
+            return await run_waiting(self.span, ref, span, what)
         try:
-            parts = [await self.storage.read_async(name, *part) for part in plan.reads]
+            return await self.remote.span_async(ref, span)
         except ObjectNotFoundError:
-            return await _in_thread(self.span, ref, span, what)
+            return await run_waiting(self.span, ref, span, what)
+        except DamagedBytesError as error:
+            raise self._damage(ref, what, error.finding) from None
         except CorruptionError as error:
             raise _named(error, what) from None
-        return self._checked_span(ref, span, plan, parts, what)
+
+    def stretch(self, pack: PackId, start: int, stop: int) -> memoryview:
+        """Return a range of a pack, of whatever blobs, unverified. Raises what `Storage.read` raises."""
+        if self.remote is None:
+            return self.storage.read(pack_name(pack), start, stop - start)
+        return self.remote.fetcher.read(pack, start, stop)
 
     def _read(self, ref: BlobRef) -> memoryview:
         return self.storage.read(pack_name(ref.pack), ref.offset, ref.length)
 
-    def _read_span(self, ref: BlobRef, span: ByteSpan, what: str) -> memoryview:
-        plan = _plan_span(ref, span)
-        parts = [self.storage.read(pack_name(ref.pack), *part) for part in plan.reads]
-        return self._checked_span(ref, span, plan, parts, what)
-
-    def _checked_span(
-        self, ref: BlobRef, span: ByteSpan, plan: _SpanPlan, parts: list[memoryview], what: str
-    ) -> memoryview:
-        size = plan.blocks.stop - plan.blocks.start
-        data, table = parts[0][:size], parts[-1][-plan.table_size :]
-        bad = find_bad_block(data, table)
-        if bad is not None:
-            start = plan.blocks.start + bad * CHECK_BLOCK_BYTES
-            raise CorruptionError(self._damage(ref, what, f"its block at byte {start} fails its crc32c"))
-        return data[span.start - plan.blocks.start : span.stop - plan.blocks.start]
-
-    def _verified(self, ref: BlobRef, data: memoryview, what: str) -> memoryview:
+    def _verified(self, ref: BlobRef) -> memoryview:
+        data = self._read(ref)
         found = blake3_digest(data)
         if found != ref.digest:
-            raise CorruptionError(self._damage(ref, what, f"its bytes have digest {found.hex()}"))
+            raise DamagedBytesError(f"its bytes have digest {found.hex()}")
         return data
 
-    def _damage(self, ref: BlobRef, what: str, found: str) -> str:
-        return (
+    def _read_span(self, ref: BlobRef, span: ByteSpan) -> memoryview:
+        plan = plan_span(ref, span)
+        blocks, table = plan.take([self.storage.read(pack_name(ref.pack), *part) for part in plan.reads])
+        finding = plan.find_damage(blocks, table)
+        if finding is not None:
+            raise DamagedBytesError(finding)
+        return plan.cut(blocks, span)
+
+    def _damage(self, ref: BlobRef, what: str, found: str) -> CorruptionError:
+        return CorruptionError(
             f"{what} is damaged: blob {ref.digest.hex()} at {ref.offset} (length {ref.length}) in "
             f"{pack_name(ref.pack)} of {self.storage.url}: {found}. "
             "vstore.ops.fsck names all that is damaged; restore the file from a copy of the repository."
         )
 
-    def _from_stretch(self, ref: BlobRef) -> memoryview | None:
-        stretch = self._stretch
-        if stretch is None or stretch[0] != ref.pack:
-            return None
-        start = ref.offset - stretch[1]
-        if start < 0 or start + ref.length > len(stretch[2]):
-            return None
-        return stretch[2][start : start + ref.length]
-
     def _with_recovery(self, ref: BlobRef, what: str, read: Callable[[BlobRef], memoryview]) -> memoryview:
+        at = ref
         try:
             target = self._moved.get(ref.pack)
             for tries_left in reversed(range(_MOVE_TRIES)):
                 try:
-                    return read(ref if target is None else self.find(ref, target))
+                    at = ref if target is None else self.find(ref, target)
+                    return read(at)
                 except ObjectNotFoundError:
                     moved = self._recover(ref, what)
                     self._moved.note(moved)
@@ -244,6 +259,8 @@ class BlobReader:
                         raise
                     target = moved[ref.pack]
             raise InternalError("unreachable")
+        except DamagedBytesError as error:
+            raise self._damage(at, what, error.finding) from None
         except CorruptionError as error:
             raise _named(error, what) from None
 
@@ -268,6 +285,7 @@ class BlobReader:
 
     def read_footer(self, pack: PackId) -> tuple[Trailer, Footer]:
         """Return a pack's trailer and footer, read from storage."""
+        check_may_wait()
         name = pack_name(pack)
         # Most footers are this short, and come along with the trailer in one request.
         tail, size = self.storage.read_tail(name, _TAIL_BYTES)
@@ -284,6 +302,25 @@ class BlobReader:
         except FormatError as error:
             raise type(error)(f"{name} of {self.storage.url}: {error.message}") from None
 
+    def iter_footers(
+        self, packs: Iterable[PackId]
+    ) -> Iterator[tuple[PackId, tuple[Trailer, Footer] | VStoreError]]:
+        """Yield packs with their trailers and footers, or why they can't be read; in order, some fetched ahead."""
+        remote = self.remote
+        if remote is None:
+            yield from map(self._try_footer, packs)
+        else:
+            yield from remote.fetcher.iter_map(self._try_footer, packs)
+
+    def _try_footer(self, pack: PackId) -> tuple[PackId, tuple[Trailer, Footer] | VStoreError]:
+        try:
+            return pack, self.read_footer(pack)
+        except (FormatError, StorageError) as error:
+            return pack, error
+
+
+_ONCE = Once()
+
 
 def _part(ref: BlobRef, span: ByteSpan) -> BlobRef:
     return ref._replace(offset=ref.offset + span.start, length=span.stop - span.start)
@@ -292,29 +329,6 @@ def _part(ref: BlobRef, span: ByteSpan) -> BlobRef:
 def _named(error: CorruptionError, what: str) -> CorruptionError:
     """Return the error with a word on what the damaged bytes hold."""
     return error if what in error.message else CorruptionError(f"{what} can't be read: {error.message}")
-
-
-class _SpanPlan(msgspec.Struct, frozen=True):
-    """What to read for a span: whole blocks and their checksums, as (offset, length) in the pack.
-
-    One read if the checksums, which lie behind the blob, are near; the first part starts with the blocks, the last
-    ends with the checksums.
-    """
-
-    blocks: ByteSpan
-    table_size: int
-    reads: tuple[tuple[int, int], ...]
-
-
-def _plan_span(ref: BlobRef, span: ByteSpan) -> _SpanPlan:
-    first = span.start // CHECK_BLOCK_BYTES
-    count = -(-span.stop // CHECK_BLOCK_BYTES) - first
-    blocks = ByteSpan(first * CHECK_BLOCK_BYTES, min((first + count) * CHECK_BLOCK_BYTES, ref.length))
-    start, stop = ref.offset + blocks.start, ref.offset + blocks.stop
-    table = ref.offset + ref.length + 4 * first
-    if table - stop <= _JOINED_GAP_BYTES:
-        return _SpanPlan(blocks, 4 * count, ((start, table + 4 * count - start),))
-    return _SpanPlan(blocks, 4 * count, ((start, stop - start), (table, 4 * count)))
 
 
 def remember_page(digest: Digest, page: Page) -> None:
@@ -329,9 +343,3 @@ def remember_snapshot(ref: BlobRef, snapshot: Snapshot) -> None:
 
 def _page_size(keys: list[bytes]) -> int:
     return sum(map(len, keys)) + 120 * len(keys)
-
-
-async def _in_thread(function: Callable[..., T], *args: object) -> T:
-    import asyncio
-
-    return await asyncio.to_thread(function, *args)

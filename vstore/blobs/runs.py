@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from vstore.blobs.cache import keep_blob
 from vstore.blobs.reader import BlobReader
 from vstore.errors import CorruptionError, ObjectNotFoundError
 from vstore.format.columns import U64
 from vstore.format.refs import BlobRef
 from vstore.ids import DIGEST_SIZE, Digest, PackId, blake3_digest
-from vstore.keys.objects import pack_name
 
 RUN_BYTES = 8 * 1024 * 1024
 """A run holds no more, but for a single larger blob: what one read has in memory at once."""
@@ -111,11 +111,12 @@ def iter_run(
     What is missing or damaged is asked for alone: the reader finds what was moved, or raises and names it.
     """
     try:
-        data = reader.storage.read(pack_name(run.pack), run.start, run.stop - run.start)
+        data = reader.stretch(run.pack, run.start, run.stop)
     except (ObjectNotFoundError, CorruptionError):
         for row in run.rows.tolist():
             yield row, reader.whole(blobs.ref(row), what(row), verify=not blobs.trusted[row])
         return
+    is_remote = reader.remote is not None
     digests = blobs.digests[run.rows].tobytes()
     starts = (blobs.offsets[run.rows].astype(np.int64) - run.start).tolist()
     columns: Any = zip(
@@ -128,7 +129,10 @@ def iter_run(
     )
     for row, start, length, is_trusted, at in columns:
         blob = data[start : start + length]
-        if is_trusted or blake3_digest(blob) == digests[at : at + DIGEST_SIZE]:
+        digest = digests[at : at + DIGEST_SIZE]
+        if is_trusted or blake3_digest(blob) == digest:
+            if is_remote:
+                keep_blob(digest, blob)
             yield row, blob
         else:
             yield row, reader.whole(blobs.ref(row), what(row))

@@ -357,6 +357,12 @@ class Catalog(Protocol):
         Hold it for a short time only: an SQLite catalog can't reclaim its write-ahead log meanwhile.
         """
 
+    def recall(self) -> CatalogView | None:
+        """Return what is at hand of the state that this handle saw last; None where looking anew is as quick.
+
+        No request is made for it. It may have changed since, and what is absent here may be there.
+        """
+
     def confirm(self) -> bool:
         """Make sure that the state seen last is, or was, this catalog's; return False if not, and forget it.
 

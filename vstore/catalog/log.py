@@ -35,7 +35,7 @@ from vstore.catalog.log_check import iter_log_damage
 from vstore.catalog.log_head import KEPT_RECORDS, Head, LogReader, Newest
 from vstore.catalog.log_patience import Patience
 from vstore.catalog.log_probe import probe, sweep_probes
-from vstore.catalog.log_state import POLICY, LogView, apply, plan_spill, spill
+from vstore.catalog.log_state import POLICY, EntriesView, LogView, apply, plan_spill, spill
 from vstore.catalog.state import Plan, decode_identity, encode_identity, find_damage, plan, plan_no_operation
 from vstore.clock import SYSTEM_CLOCK, Clock
 from vstore.errors import (
@@ -215,6 +215,10 @@ class LogCatalog:
         head = self._resolve()
         refuse_moved(self._storage, head)
         yield self._view(head)
+
+    def recall(self) -> LogView | None:
+        head = self._seen.get()
+        return None if head is None else EntriesView(head.record, self._pages)
 
     def _resolve(self) -> Head:
         head = self._reader.resolve(self._seen.get())

@@ -256,3 +256,13 @@ class LogView(StateView):
     def iter_pages(self) -> Iterator[BlobRef]:
         for ref, _ in tree.iter_pages(self._pages, self.record.root, lambda ref: False):
             yield ref
+
+
+class EntriesView(LogView):
+    """What a record holds itself, for who must not wait for pages: what was spilled is absent."""
+
+    def _get(self, space: Space, key: bytes) -> bytes | None:
+        return self.record.entries.get(full_key(space, key))
+
+    def _stored(self, space: Space, low: bytes, high: bytes) -> Iterator[Entry]:
+        return iter(())

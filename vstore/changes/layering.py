@@ -241,6 +241,7 @@ class IndexedLayer:
     __slots__ = (
         "__weakref__",
         "_positions",
+        "_reaches",
         "_table",
         "digests",
         "kinds",
@@ -260,6 +261,7 @@ class IndexedLayer:
         self.lengths = _view(manifest.lengths, np.uint64)
         self.digests = _view(manifest.digests, np.uint8)
         self._positions = array("H", manifest.positions.tobytes())
+        self._reaches: list[int] | None = None
         self._table: array[int] | None = None
         if len(manifest) >= _FEW:
             table = np.full(MAX_TILE_CHUNKS, 0xFFFF, dtype=np.uint16)
@@ -282,6 +284,16 @@ class IndexedLayer:
     def pack(self, row: int) -> PackId:
         """Return the pack of the stored chunk in a row."""
         return self.manifest.packs[self.sources[row]]
+
+    def reach(self, row: int) -> int:
+        """Return where the last of this layer's chunks ends in the pack of the stored chunk in a row."""
+        if self._reaches is None:
+            manifest = self.manifest
+            stored = manifest.kinds == ChunkKind.STORED
+            reaches = np.zeros(len(manifest.packs), dtype=np.uint64)
+            np.maximum.at(reaches, manifest.sources[stored], (manifest.offsets + manifest.lengths)[stored])
+            self._reaches = reaches.tolist()
+        return self._reaches[self.sources[row]]
 
     @property
     def memory_bytes(self) -> int:

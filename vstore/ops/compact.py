@@ -31,9 +31,15 @@ from vstore.catalog.base import (
     UnmarkPacks,
     Update,
 )
-from vstore.errors import CorruptionError, ObjectNotFoundError, OutcomeUnknownError, StorageError
+from vstore.errors import (
+    CorruptionError,
+    ObjectNotFoundError,
+    OutcomeUnknownError,
+    StorageError,
+    VStoreError,
+)
 from vstore.format.envelope import BlobKind
-from vstore.format.pack import Footer
+from vstore.format.pack import Footer, Trailer
 from vstore.format.record import OperationKind, PackMark, PackState, RefKind
 from vstore.format.refs import BlobRef
 from vstore.handle import Handle, require_online
@@ -180,15 +186,14 @@ class _Compactor:
                 sizes[pack] = info.size
         self._report.packs, self._report.bytes = len(sizes), sum(sizes.values())
         found = []
-        for done, (pack, size) in enumerate(sorted(sizes.items())):
-            self._progress(done, len(sizes), "packs looked at")
-            if pack in kept:
-                continue
-            try:
-                footer = self._blobs.read_footer(pack)[1]
-            except ObjectNotFoundError:
+        candidates = sorted(sizes.keys() - kept)
+        for done, (pack, result) in enumerate(self._blobs.iter_footers(candidates)):
+            self._progress(done, len(candidates), "packs looked at")
+            size = sizes[pack]
+            if isinstance(result, ObjectNotFoundError):
                 # It was listed: another compact replaced it, and gc deleted it since.
                 continue
+            footer = _footer(result)
             live, _ = self._live_in(pack).find(footer.digests)
             found.append(Source(pack, size, int(footer.lengths[live].sum())))
         return found
@@ -249,7 +254,7 @@ class _Compactor:
 
     def _copy(self, packs: list[PackId]) -> tuple[PackId | None, int]:
         """Write the live blobs of `packs` to a new pack; return its id and size, or None if nothing is live."""
-        footers = [(pack, self._blobs.read_footer(pack)[1]) for pack in packs]
+        footers = [(pack, _footer(result)) for pack, result in self._blobs.iter_footers(packs)]
         blobs = ordered_blobs([(pack, footer, self._live_in(pack)) for pack, footer in footers])
         if not blobs:
             return None, 0
@@ -286,6 +291,12 @@ class _Compactor:
                     )
                 found[ref.digest] = blob
         return found
+
+
+def _footer(result: tuple[Trailer, Footer] | VStoreError) -> Footer:
+    if isinstance(result, VStoreError):
+        raise result
+    return result[1]
 
 
 def _fill(pack: OpenPack, blobs: list[_Copied], data: dict[Digest, memoryview]) -> None:

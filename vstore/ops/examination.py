@@ -71,6 +71,7 @@ class Examination:
 
     def run(self, progress: Progress = silent) -> None:
         """Compare all of it."""
+        self._indexes.read_ahead({entry.ref.pack for entry in self.scope.entries})
         for found in iter_needed(Walk(self.blobs), self.scope, progress):
             if isinstance(found, Unreadable):
                 self._note_unreadable(found)
@@ -144,9 +145,8 @@ def iter_needed(walk: Walk, scope: Scope, progress: Progress = silent) -> Iterat
     """Yield everything that `scope` need, each snapshot's metadata fetched at once where that saves requests."""
     for ref in scope.pages:
         yield from walk.catalog_page(ref)
-    for number, entry in enumerate(scope.entries):
+    for number, entry in enumerate(walk.iter_snapshots(scope.entries)):
         progress(number, len(scope.entries), "snapshots")
-        walk.blobs.prefetch(entry.ref.pack, entry.stretch_offset, entry.stretch_length)
         yield from walk.snapshot(entry)
 
 

@@ -87,7 +87,7 @@ class Marks:
         what it names is not known then.
         """
         self.named.update(ref.pack for ref in roots.pages)
-        for number, entry in enumerate(roots.entries):
+        for number, entry in enumerate(self._walk.iter_snapshots(roots.entries)):
             progress(number, len(roots.entries), "snapshots marked")
             for found in self._walk.snapshot(entry):
                 self._take(found, entry)

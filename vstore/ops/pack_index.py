@@ -8,7 +8,7 @@ Above: `examination` compares refs with packs, `scrub` reads the blobs themselve
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -170,11 +170,34 @@ class PackIndexes:
         trouble = self._troubles.get(pack)
         if trouble is not None:
             return trouble
+        return self._keep(pack, self._read(pack))
+
+    def read_ahead(self, packs: Set[PackId]) -> None:
+        """Read the indexes of packs that will be asked for, some at a time where each takes a round trip.
+
+        As many as leave room for others.
+        """
+        remote = self._blobs.remote
+        wanted = sorted(packs)
+        if remote is None:
+            return
+        for pack, index in zip(wanted, remote.fetcher.iter_map(self._read, wanted), strict=False):
+            self._keep(pack, index)
+            if self._size > self._limit // 2:
+                return
+
+    def _read(self, pack: PackId) -> PackIndex | FormatError | StorageError:
         try:
-            index = PackIndex(read_checked_footer(self._blobs, pack))
+            return PackIndex(read_checked_footer(self._blobs, pack))
         except (FormatError, StorageError) as error:
-            self._troubles[pack] = error
             return error
+
+    def _keep(
+        self, pack: PackId, index: PackIndex | FormatError | StorageError
+    ) -> PackIndex | FormatError | StorageError:
+        if not isinstance(index, PackIndex):
+            self._troubles[pack] = index
+            return index
         self._kept[pack] = index
         self._size += _weight(index)
         while self._size > self._limit and len(self._kept) > 1:

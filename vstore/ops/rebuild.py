@@ -39,6 +39,7 @@ from vstore.errors import (
     RepositoryExistsError,
     SnapshotNotFoundError,
     StorageError,
+    VStoreError,
 )
 from vstore.format.envelope import BlobKind
 from vstore.format.log_record import decode_identity_object
@@ -241,14 +242,12 @@ def _look(storage: Storage, progress: Progress) -> _Found:
     located: dict[SnapshotId, _Located] = {}
     packs = list_packs(storage)
     report.packs = len(packs)
-    for number, pack in enumerate(packs):
+    for number, (pack, result) in enumerate(reader.iter_footers(packs)):
         progress(number, len(packs), "packs looked at")
-        try:
-            footer = reader.read_footer(pack)[1]
-        except (FormatError, StorageError):
+        if isinstance(result, VStoreError):
             report.unreadable_packs.append(pack_name(pack))
             continue
-        for found in _snapshots_in(pack, footer):
+        for found in _snapshots_in(pack, result[1]):
             located.setdefault(SnapshotId(found.ref.digest), found)
     decoded = _decode(reader, located)
     entries = _entries(located, decoded)

@@ -243,11 +243,10 @@ class _Census(Walk):
 
     def run(self, progress: Progress) -> None:
         unreadable = set()
-        for number, entry in enumerate(self._history.entries):
+        for number, entry in enumerate(self.iter_snapshots(self._history.entries)):
             progress(number, len(self._history.entries), "snapshots")
             self._number = number
             self._mask = self.masks.number(self._history.reached_by(entry))
-            self.blobs.prefetch(entry.ref.pack, entry.stretch_offset, entry.stretch_length)
             for found in self.snapshot(entry):
                 if isinstance(found, Unreadable):
                     unreadable.add(found.blob.ref.digest)

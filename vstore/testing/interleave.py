@@ -237,6 +237,9 @@ class InterleavedCatalog:
     def reading(self) -> AbstractContextManager[CatalogView]:
         return self.schedule.request("reading", "catalog", self.inner.reading)
 
+    def recall(self) -> CatalogView | None:
+        return self.inner.recall()
+
     def confirm(self) -> bool:
         return self.inner.confirm()
 

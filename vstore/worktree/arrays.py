@@ -399,8 +399,13 @@ def whole_tile(reader: BlobReader, pointer: TilePointer, *, remember: bool) -> M
 
 
 def _indexed(reader: BlobReader, layer: Layer) -> IndexedLayer:
-    found: IndexedLayer | None = CACHE.get(_layer_key(layer))
-    return found or remember_layer(layer, read_layer(reader, layer))
+    key = _layer_key(layer)
+    found: IndexedLayer | None = CACHE.get(key)
+    if found is not None:
+        return found
+    if isinstance(layer.manifest, bytes):
+        return remember_layer(layer, decode_manifest(layer.manifest))
+    return reader.once(key, lambda: CACHE.get(key) or remember_layer(layer, read_layer(reader, layer)))
 
 
 def remember_layer(layer: Layer, manifest: Manifest) -> IndexedLayer:
@@ -454,12 +459,8 @@ def ref_source(ref: PendingRef, inline: bytes | bytearray, dictionaries: Diction
         return bytes(inline[ref.at : ref.at + ref.length])
     if ref.kind == PendingKind.STORED:
         blob = BlobRef(Digest(ref.digest), dictionaries.packs.names[ref.source], ref.at, ref.length)
-        return StoredChunk(blob, False, _nothing)
+        return StoredChunk(blob)
     if ref.kind == PendingKind.VIRTUAL:
         location = dictionaries.locations.names[ref.source]
         return VirtualRange(location, ref.at, ref.length, dictionaries.checksum(ref.check))
     return None
-
-
-def _nothing() -> None:
-    pass

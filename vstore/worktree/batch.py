@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vstore.blobs.buffers import OverwrittenError
+from vstore.blobs.cache import cached_blob
 from vstore.blobs.runs import (
     LOCAL_GAP_BYTES,
     REMOTE_GAP_BYTES,
@@ -359,12 +360,52 @@ def _plan_stored(tree: Worktree, keys: Sequence[str], stored: _Stored, run_bytes
     is_local = tree.blobs.storage.is_local
     # What lies on a local disk is trusted once it was verified; what comes over a network is not.
     trusted = verified if is_local else np.zeros(len(rows), dtype=bool)
-    blobs = BlobColumns(list(stored.packs), sources, offsets, lengths, digests, trusted)
     marks = [mark for mark, at in stored.marks for _ in range(len(at))]
-    mark_rows = np.concatenate([at for _, at in stored.marks]).tolist()
-    context = _Context(tree, keys, blobs, rows.tolist(), marks, mark_rows)
+    mark_rows = np.concatenate([at for _, at in stored.marks])
+    tasks: list[ReadTask] = []
+    if not is_local:
+        kept, left = _find_kept(rows, digests, run_bytes)
+        if kept:
+            tasks += kept
+            columns = (rows, sources, offsets, lengths, digests, trusted, mark_rows)
+            rows, sources, offsets, lengths, digests, trusted, mark_rows = (each[left] for each in columns)
+            marks = list(compress(marks, left.tolist()))
+    blobs = BlobColumns(list(stored.packs), sources, offsets, lengths, digests, trusted)
+    context = _Context(tree, keys, blobs, rows.tolist(), marks, mark_rows.tolist())
     gap = LOCAL_GAP_BYTES if is_local else REMOTE_GAP_BYTES
-    return [_RunTask(context, run) for run in plan_runs(blobs, gap_bytes=gap, run_bytes=run_bytes)]
+    tasks += [_RunTask(context, run) for run in plan_runs(blobs, gap_bytes=gap, run_bytes=run_bytes)]
+    return tasks
+
+
+def _find_kept(
+    rows: npt.NDArray[np.intp], digests: npt.NDArray[np.uint8], task_bytes: int
+) -> tuple[list[_Kept], npt.NDArray[np.bool_]]:
+    """Return tasks for the chunks that the process keeps in memory, and which are left to be fetched."""
+    left = np.ones(len(rows), dtype=bool)
+    tasks: list[_Kept] = []
+    size = task_bytes
+    for at, row in enumerate(rows.tolist()):
+        data = cached_blob(digests[at].tobytes())
+        if data is None:
+            continue
+        left[at] = False
+        if size >= task_bytes:
+            tasks.append(_Kept([]))
+            size = 0
+        tasks[-1].chunks.append((row, data))
+        size += len(data)
+    return tasks, left
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """Chunks of an object store that were read, and checked, before."""
+
+    chunks: list[tuple[int, memoryview]]
+    checks: ClassVar[bool] = False
+
+    def __iter__(self) -> Iterator[tuple[int, BytesLike | None]]:
+        return iter(self.chunks)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,13 @@ Bytes are at hand, in a sealed pack (`BlobRef`), in this session's writer (`OwnB
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
 import msgspec
 
 from vstore.blobs.reader import BlobReader, ByteSpan
 from vstore.blobs.virtual import VirtualRange, VirtualReader
+from vstore.blobs.waiting import run_waiting
 from vstore.changes.layering import IndexedLayer
 from vstore.errors import CorruptionError, ObjectNotFoundError
 from vstore.format.manifest import ChunkKind
@@ -46,11 +46,25 @@ Content: TypeAlias = bytes | BlobRef | OwnBlob
 
 
 class StoredChunk(msgspec.Struct, frozen=True):
-    """A chunk in a pack; `mark_verified` remembers that its digest was checked, `is_verified` that it was before."""
+    """A chunk in a pack; in row `row` of `layer`, if it is one of the base's."""
 
     ref: BlobRef
-    is_verified: bool
-    mark_verified: Callable[[], None]
+    layer: IndexedLayer | None = None
+    row: int = 0
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether this process checked the chunk's digest before."""
+        return self.layer is not None and bool(self.layer.verified[self.row])
+
+    def mark_verified(self) -> None:
+        if self.layer is not None:
+            self.layer.verified[self.row] = 1
+
+    @property
+    def reach(self) -> int:
+        """The end of the last chunk that the layer has in the same pack: what may be read next lies before it."""
+        return 0 if self.layer is None else self.layer.reach(self.row)
 
 
 ChunkSource: TypeAlias = bytes | StoredChunk | OwnBlob | VirtualRange
@@ -72,8 +86,7 @@ def base_source(layer: IndexedLayer, row: int) -> ChunkSource:
     manifest = layer.manifest
     kind, offset, length = layer.kinds[row], layer.offsets[row], layer.lengths[row]
     if kind == ChunkKind.STORED:
-        ref = BlobRef(layer.digest(row), layer.pack(row), offset, length)
-        return StoredChunk(ref, bool(layer.verified[row]), lambda: layer.verified.__setitem__(row, 1))
+        return StoredChunk(BlobRef(layer.digest(row), layer.pack(row), offset, length), layer, row)
     if kind == ChunkKind.INLINE:
         return manifest.inline[offset : offset + length]
     check = int(manifest.checks[row])
@@ -102,7 +115,7 @@ class ContentReader:
     def read(self, source: ChunkSource | BlobRef, span: ByteSpan | None, what: str) -> BytesLike:
         """Return a source's bytes, or a span of them (within its length)."""
         if isinstance(source, BlobRef):
-            source = StoredChunk(source, False, _nothing)
+            source = StoredChunk(source)
         if isinstance(source, StoredChunk):
             return self._read_stored(source, span, what)
         data = self._read_unstored(source)
@@ -135,21 +148,25 @@ class ContentReader:
     async def read_async(self, source: ChunkSource | BlobRef, span: ByteSpan | None, what: str) -> BytesLike:
         """Do what `read` does, without blocking the event loop for long."""
         if isinstance(source, BlobRef):
-            source = StoredChunk(source, False, _nothing)
-        if self.blobs.storage.is_local or not isinstance(source, StoredChunk):
+            source = StoredChunk(source)
+        if self._is_local or isinstance(source, bytes):
             return self.read(source, span, what)
+        if not isinstance(source, StoredChunk):
+            # It may have to wait, for a pack of this session or for somebody else's file.
+            return await run_waiting(self.read, source, span, what)
         if span is not None:
             return await self.blobs.span_async(source.ref, span, what)
-        data = await self.blobs.whole_async(source.ref, what)
+        data = await self.blobs.whole_async(source.ref, what, source.reach)
         source.mark_verified()
         return data
 
     def _read_stored(self, source: StoredChunk, span: ByteSpan | None, what: str) -> BytesLike:
         # What lies on a local disk is trusted once it was verified; what comes over a network is not.
-        is_trusted = source.is_verified and self.blobs.storage.is_local
+        is_trusted = self._is_local and source.is_verified
         if span is not None:
             return self.blobs.span(source.ref, span, what, verify=not is_trusted)
-        data = self.blobs.whole(source.ref, what, verify=not is_trusted)
+        reach = 0 if self._is_local else source.reach
+        data = self.blobs.whole(source.ref, what, verify=not is_trusted, reach=reach)
         source.mark_verified()
         return data
 
@@ -163,7 +180,3 @@ class ContentReader:
     def _read_own(self, blob: OwnBlob) -> memoryview:
         assert self.own is not None, "only a session with a writer has own blobs"
         return self.own.read(blob.slot, blob.length)
-
-
-def _nothing() -> None:
-    pass

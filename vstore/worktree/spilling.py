@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vstore.blobs.cache import CACHE
+from vstore.blobs.once import check_may_wait
 from vstore.changes.dictionaries import Dictionaries
 from vstore.changes.layering import IndexedLayer, count_to_merge, merge_manifests
 from vstore.changes.pending import PendingKind, PendingTile
@@ -96,6 +97,7 @@ class SpilledTile:
 
     def _read(self, layer: SpilledLayer) -> Manifest:
         assert self.own is not None, "a copy of spilled refs was read before it was given their blobs"
+        check_may_wait()
         data = self.own.read(layer.slot, layer.length)
         if blake3_digest(data) != layer.digest:
             raise CorruptionError(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
+from vstore.blobs.once import RequestNeededError, without_waiting
 from vstore.blobs.reader import BlobReader
 from vstore.blobs.virtual import VirtualReader
 from vstore.changes.dictionaries import Dictionaries
@@ -175,6 +176,17 @@ class Worktree:
     def find(self, key: str) -> ChunkSource | BlobRef | None:
         """Return where the bytes of `key` are, or None."""
         return self._source(self.place(key), key)
+
+    def find_at_once(self, key: str) -> ChunkSource | BlobRef | None:
+        """Do what `find` does, or raise `RequestNeededError` if an object store would have to be waited for."""
+        if not self.lock.acquire(blocking=False):
+            # A commit may be at work, or a thread that is just adding a ref.
+            raise RequestNeededError
+        try:
+            with without_waiting():
+                return self.find(key)
+        finally:
+            self.lock.release()
 
     def _may_be_edited(self, array: ArrayState) -> bool:
         # Edits are counted before anything is changed; where none was, there is nothing to hold the lock for.

@@ -24,6 +24,8 @@ _PRESENT: Any = {"status": "present"}
 _MISSING: Any = {"status": "missing"}
 
 _RUN_BYTES = 8 * 1024 * 1024
+_REMOTE_RUN_BYTES = 4 * 1024 * 1024
+"""With as many as are fetched at once, 128 MiB; larger requests are no cheaper, and fewer at once."""
 _LEAST_RUN_BYTES = 128 * 1024
 _HASHED_CHUNK_BYTES = 256 * 1024
 """From this size on a chunk's digest outweighs what two threads lose by sharing Python's lock."""
@@ -67,7 +69,7 @@ def _read(batch: Batch, out: Array, drop_axes: tuple[int, ...]) -> Results:
 def do_tasks(batch: Batch, take: Any) -> None:
     """Call `take` with the tasks that read a batch, in threads where they pay."""
     may_share = batch.is_local and len(batch.keys) > 1 and batch.size_bytes >= _THREADED_BYTES
-    run_bytes = _RUN_BYTES
+    run_bytes = _RUN_BYTES if batch.is_local else _REMOTE_RUN_BYTES
     if may_share:
         run_bytes = min(max(batch.size_bytes // (4 * CODING.count), _LEAST_RUN_BYTES), _RUN_BYTES)
     fetch = None if batch.is_local else FETCHING.map

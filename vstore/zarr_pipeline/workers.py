@@ -15,7 +15,7 @@ R = TypeVar("R")
 
 MAX_CODING_THREADS = 8
 """More than this many wait for memory, and for Python's lock between chunks."""
-FETCHING_THREADS = 10
+FETCHING_THREADS = 32
 """Requests to an object store under way at once, for all arrays together; each holds one run of chunks in memory."""
 
 

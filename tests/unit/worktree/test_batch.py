@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import vstore
 from tests.repositories import GROUP, Place, array_document, array_document_2, contents, quick_folder, write
+from vstore.blobs.cache import CACHE
 from vstore.blobs.reader import BlobReader
 from vstore.errors import CorruptionError, MissingBlobError
 from vstore.ids import BytesLike
@@ -144,7 +145,7 @@ def test_neighbours_come_in_one_read_and_runs_are_bounded(
     keys = keys_of(range(50))
     set_many(session.tree, keys, [chunk(row, 1000) for row in range(150)])
     session = reopened(session, place)
-    read(session, keys[:1])  # pages and manifests
+    plan_reads(session.tree, keys)  # reads pages and manifests
     requests: list[int] = []
     storage = session.tree.blobs.storage
     original = type(storage).read
@@ -157,6 +158,12 @@ def test_neighbours_come_in_one_read_and_runs_are_bounded(
     assert read(session, keys) == [chunk(row, 1000) for row in range(150)]
     assert requests == [150_000]
     requests.clear()
+    if not storage.is_local:
+        assert read(session, keys) == [chunk(row, 1000) for row in range(150)]
+        assert requests == []  # they are kept
+        CACHE.clear()
+        plan_reads(session.tree, keys)
+        requests.clear()
     assert read(session, keys, run_bytes=10_000) == [chunk(row, 1000) for row in range(150)]
     assert len(requests) == 15
     assert max(requests) <= 11_000

@@ -148,6 +148,9 @@ class SqliteCatalog:
             finally:
                 view.end()
 
+    def recall(self) -> None:
+        return None
+
     def can_lock(self) -> bool:
         """Tell whether SQLite's locks can be trusted in this directory."""
         return self._pool.can_lock()

@@ -1,0 +1,391 @@
+"""How many requests an object store gets: exact numbers, which are what a slow and metered service costs."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from obstore.store import MemoryStore
+
+import vstore
+from tests.repositories import GROUP, array_document, commit, write
+from vstore.blobs.cache import CACHE
+from vstore.keys.objects import LATEST
+from vstore.storage.objects import ObjectStorage
+from vstore.testing.latency import LatencyStore
+from vstore.zarr_pipeline import enable
+
+FUSED = "zarr.core.codec_pipeline.FusedCodecPipeline"
+CHUNK = 1024
+LATENCY_S = 0.01
+"""Enough for requests to overlap as they do in earnest; no test looks at a clock."""
+
+
+class Remote:
+    """An object store that notes its requests."""
+
+    def __init__(self, distance_s: float = 0) -> None:
+        self.latency = LatencyStore(MemoryStore(), 0)
+        self.distance_s = distance_s
+        self.names: list[tuple[str, str]] = []
+        self.ranges: list[tuple[str, int, int]] = []
+        self.bytes_read = 0
+        self.meeting: threading.Barrier | None = None
+        self.storage = _NotingStorage(self.latency)
+        self.storage.remote = self
+
+    @property
+    def requests(self) -> Counter[str]:
+        return self.latency.requests
+
+    def reset(self) -> None:
+        self.latency.reset()
+        self.names.clear()
+        self.ranges.clear()
+        self.bytes_read = 0
+
+    def another(self) -> vstore.Repository:
+        """Open the repository as another process would, from its distance."""
+        CACHE.clear()
+        self.latency.latency_s = self.distance_s
+        self.reset()
+        return vstore.Repository.open(self.storage)
+
+
+class _NotingStorage(ObjectStorage):
+    remote: Remote
+
+    def read(self, name: str, offset: int, length: int) -> memoryview:
+        self._note("read", name)
+        self.remote.ranges.append((name, offset, length))
+        self.remote.bytes_read += length
+        return super().read(name, offset, length)
+
+    def read_whole(self, name: str, limit: int) -> bytes:
+        self._note("read_whole", name)
+        return super().read_whole(name, limit)
+
+    def _note(self, method: str, name: str) -> None:
+        self.remote.names.append((method, name))
+        if self.remote.meeting is not None and name != LATEST:
+            self.remote.meeting.wait(30)
+
+
+@pytest.fixture
+def remote() -> Iterator[Remote]:
+    CACHE.clear()
+    yield Remote()
+    CACHE.clear()
+
+
+@pytest.fixture
+def distant() -> Iterator[Remote]:
+    CACHE.clear()
+    yield Remote(LATENCY_S)
+    CACHE.clear()
+
+
+@contextmanager
+def pipeline(name: str) -> Iterator[None]:
+    if name == "own":
+        with enable():
+            yield
+    elif name == "fused":
+        if not hasattr(zarr.core.codec_pipeline, "FusedCodecPipeline"):
+            pytest.skip("this zarr has no such pipeline")
+        with zarr.config.set({"codec_pipeline.path": FUSED}):
+            yield
+    else:
+        yield
+
+
+def values_of(count: int, items: int = CHUNK) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(0).integers(0, 2**30, (count, items), dtype="i4")
+
+
+def fill(repository: vstore.Repository, name: str, values: np.ndarray[Any, Any]) -> str:
+    """Write an array with a chunk for each row and commit it."""
+    session = repository.writable_session("main")
+    array = zarr.create_array(
+        session.store,
+        name=name,
+        shape=values.shape,
+        chunks=(1, values.shape[1]),
+        dtype="i4",
+        compressors=None,
+        overwrite=True,
+    )
+    array[:] = values
+    return session.commit(name)
+
+
+def opened(repository: vstore.Repository, name: str = "a") -> Any:
+    return zarr.open_array(repository.readonly_session("main").store, path=name, mode="r")
+
+
+# --- opening -------------------------------------------------------------------------------------------------
+
+
+def test_opening_is_the_hint_a_probe_and_then_a_probe_together_with_the_metadata(remote: Remote) -> None:
+    repository = vstore.Repository.create(remote.storage)
+    values = values_of(20)
+    fill(repository, "a", values)
+    again = remote.another()
+    assert remote.requests == {"get": 2}
+    assert remote.names[0] == ("read_whole", LATEST)
+    # Each waits for the other: they are under way at once, or this fails.
+    remote.meeting = threading.Barrier(2)
+    session = again.readonly_session("main")
+    remote.meeting = None
+    assert remote.requests == {"get": 3, "get_range": 1}
+    array = zarr.open_array(session.store, path="a", mode="r")
+    assert remote.requests.total() == 4, "the documents came along"
+    np.testing.assert_array_equal(array[7], values[7])
+    # Of five requests two are under way together: four round trips.
+    assert remote.requests.total() == 5
+
+
+def test_a_writable_session_is_opened_likewise(remote: Remote) -> None:
+    repository = vstore.Repository.create(remote.storage)
+    commit(repository, {"zarr.json": GROUP, "a/zarr.json": array_document((10,))})
+    again = remote.another()
+    again.handle.catalog.check_writable()
+    remote.meeting = threading.Barrier(2)
+    again.writable_session("main")
+
+
+def test_a_session_sees_what_others_committed_since_the_repository_was_opened(remote: Remote) -> None:
+    """L4 and freshness: what was seen when opening only says what to fetch ahead."""
+    one = vstore.Repository.create(remote.storage)
+    other = remote.another()
+    for number in range(3):
+        fill(one, "a", values_of(number + 1))
+        CACHE.clear()
+        assert opened(other).shape == (number + 1, CHUNK)
+
+
+def test_a_warm_handle_looks_once_for_each_session(remote: Remote) -> None:
+    repository = vstore.Repository.create(remote.storage)
+    fill(repository, "a", values_of(10))
+    opened(repository)[3]
+    remote.reset()
+    opened(repository)[3]
+    assert remote.requests == {"get": 1}
+
+
+def test_listing_takes_no_request_once_the_head_is_open(remote: Remote) -> None:
+    repository = vstore.Repository.create(remote.storage)
+    for number in range(10):
+        fill(repository, f"array-{number}", values_of(3))
+    again = remote.another()
+    group = zarr.open_group(again.readonly_session("main").store, mode="r")
+    remote.reset()
+    assert len(list(group.members())) == 10
+    assert remote.requests.total() == 0
+
+
+# --- writing -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["default", "fused", "own"])
+@pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=pytest.mark.deep)])
+def test_small_chunks_go_up_in_packs(remote: Remote, name: str, count: int) -> None:
+    repository = vstore.Repository.create(remote.storage)
+    repository.writable_session("main")
+    remote.reset()
+    with pipeline(name):
+        fill(repository, "a", values_of(count))
+    packs = -(-count * 4 * CHUNK // (32 * 2**20))
+    # Packs, the log's record and the hint; a session that seals a pack before it commits is registered first.
+    registration = 2 if packs > 1 else 0
+    assert remote.requests["put"] == packs + 2 + registration
+    assert remote.requests["list"] == remote.requests["head"] == 0
+    assert remote.requests["get"] + remote.requests["get_range"] <= 4 + 2 * registration
+
+
+def test_a_small_commit_by_a_warm_handle(remote: Remote) -> None:
+    repository = vstore.Repository.create(remote.storage)
+    fill(repository, "a", values_of(100))
+    session = repository.writable_session("main")
+    zarr.open_array(session.store, path="a")[5] = 1
+    remote.reset()
+    session.commit("small")
+    assert remote.requests == {"put": 3, "get": 2}
+
+
+def test_a_small_commit_by_a_cold_handle(remote: Remote) -> None:
+    fill(vstore.Repository.create(remote.storage), "a", values_of(100))
+    repository = remote.another()
+    repository.handle.catalog.check_writable()  # tries out the storage, once for each handle
+    session = repository.writable_session("main")
+    zarr.open_array(session.store, path="a")[5] = 1
+    remote.reset()
+    session.commit("small")
+    # One more: the record that only the hint has named so far is looked at.
+    assert remote.requests["put"] == 3
+    assert remote.requests["get"] <= 3
+    assert remote.requests["get_range"] == remote.requests["list"] == remote.requests["head"] == 0
+
+
+def test_writing_over_an_array_waits_for_no_request_per_chunk(remote: Remote) -> None:
+    fill(vstore.Repository.create(remote.storage), "a", values_of(1000))
+    repository = remote.another()
+    session = repository.writable_session("main")
+    array = zarr.open_array(session.store, path="a")
+    remote.reset()
+    array[:] = values_of(1000) + 1
+    assert remote.requests.total() == 0
+
+
+# --- reading -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "most"), [("default", 14), ("fused", 14), ("own", 2)])
+def test_a_whole_array_comes_in_few_requests_and_once(distant: Remote, name: str, most: int) -> None:
+    values = values_of(1000)
+    fill(vstore.Repository.create(distant.storage), "a", values)
+    with pipeline(name):
+        array = opened(distant.another())
+        distant.reset()
+        np.testing.assert_array_equal(array[:], values)
+        assert distant.requests.keys() == {"get_range"}
+        assert distant.requests["get_range"] <= most
+        assert distant.bytes_read < 1.1 * values.nbytes
+        distant.reset()
+        np.testing.assert_array_equal(array[:], values)
+        assert distant.requests.total() == 0
+
+
+def test_reading_and_writing_go_on_side_by_side(distant: Remote) -> None:
+    values = values_of(300, 16 * 1024)
+    fill(vstore.Repository.create(distant.storage), "a", values)
+    with enable():
+        array = opened(distant.another())
+        distant.reset()
+        np.testing.assert_array_equal(array[:], values)
+    assert distant.latency.most_at_once >= 4
+
+
+def test_single_chunks_here_and_there_cost_a_request_and_their_bytes_each(remote: Remote) -> None:
+    values = values_of(2000)
+    fill(vstore.Repository.create(remote.storage), "a", values)
+    array = opened(remote.another())
+    array[1999]  # and the manifest
+    remote.reset()
+    for number in range(40):
+        row = number * 7919 % 1999
+        np.testing.assert_array_equal(array[row], values[row])
+    assert remote.requests == {"get_range": 40}
+    assert remote.bytes_read == 40 * 4 * CHUNK
+
+
+def test_sessions_share_what_was_read(remote: Remote) -> None:
+    values = values_of(50)
+    repository = vstore.Repository.create(remote.storage)
+    fill(repository, "a", values)
+    reader = remote.another()
+    opened(reader)[:]
+    other = vstore.Repository.open(remote.storage)
+    remote.reset()
+    for each in (reader, other):
+        np.testing.assert_array_equal(opened(each)[:], values)
+    assert remote.requests.keys() == {"get"}, "only the probes"
+
+
+def test_equal_chunks_are_fetched_once_wherever_they_are(remote: Remote) -> None:
+    values = values_of(10)
+    repository = vstore.Repository.create(remote.storage)
+    fill(repository, "a", values)
+    fill(repository, "b", values)
+    reader = remote.another()
+    opened(reader)[:]
+    array = opened(reader, "b")
+    array.shape  # noqa: B018
+    remote.reset()
+    np.testing.assert_array_equal(array[:], values)
+    assert remote.bytes_read < values.nbytes / 2, "a manifest at most"
+
+
+def test_many_variables_of_many_commits_are_looked_up_at_once(distant: Remote) -> None:
+    repository = vstore.Repository.create(distant.storage)
+    names = [f"v{number}" for number in range(30)]
+    for name in names:
+        fill(repository, name, values_of(2) + len(name) * 1000 + int(name[1:]))
+    session = distant.another().readonly_session("main")
+    distant.reset()
+
+    async def read() -> list[Any]:
+        from zarr.core.buffer import default_buffer_prototype
+
+        prototype = default_buffer_prototype()
+        keys = [f"{name}/c/0/0" for name in names]
+        return await asyncio.gather(*(session.store.get(key, prototype) for key in keys))
+
+    assert all(found is not None for found in asyncio.run(read()))
+    # A manifest and a chunk for each, and a few pages.
+    assert distant.requests["get_range"] <= 66
+    assert distant.latency.most_at_once >= 16
+
+
+def test_concurrent_look_ups_fetch_a_manifest_once(distant: Remote) -> None:
+    repository = vstore.Repository.create(distant.storage)
+    fill(repository, "a", values_of(100))
+    write_other = repository.writable_session("main")
+    write(write_other, {"b": b"x" * 3000})
+    write_other.commit("so that the manifest is in an older pack")
+    array = opened(distant.another())
+    distant.reset()
+    array[:]
+    assert len(distant.ranges) == len(set(distant.ranges)) > 1
+
+
+def test_ranges_of_a_shard_take_one_request_once_its_index_is_known(remote: Remote) -> None:
+    values = np.random.default_rng(0).integers(0, 2**60, (1000, 1000))
+    session = vstore.Repository.create(remote.storage).writable_session("main")
+    array = zarr.create_array(
+        session.store, name="a", shape=values.shape, shards=(1000, 1000), chunks=(10, 1000), dtype="i8"
+    )
+    array[:] = values
+    session.commit("one shard of 8 MB")
+    reader = opened(remote.another())
+    counts = []
+    for row in (100, 500, 700, 300):
+        remote.reset()
+        np.testing.assert_array_equal(reader[row], values[row])
+        counts.append(remote.requests["get_range"])
+    # The index first, with the checksums.
+    assert counts == [2, 1, 1, 1]
+
+
+# --- the rest ------------------------------------------------------------------------------------------------
+
+
+def test_no_operation_but_collecting_lists(remote: Remote) -> None:
+    repository = vstore.Repository.create(remote.storage)
+    first = fill(repository, "a", values_of(10))
+    fill(repository, "b", values_of(10))
+    again = remote.another()
+    again.readonly_session("main").diff(snapshot_id=first)
+    list(again.ancestry(branch="main"))
+    again.create_tag("v1", first)
+    assert remote.requests["list"] == 0
+    remote.reset()
+    again.garbage_collect()
+    assert 0 < remote.requests["list"] < 10
+
+
+def test_maintenance_reads_many_commits_at_once(distant: Remote) -> None:
+    repository = vstore.Repository.create(distant.storage)
+    for number in range(20):
+        fill(repository, f"v{number}", values_of(2))
+    for act in (lambda r: r.garbage_collect(), lambda r: r.fsck(), lambda r: r.compact(dry_run=True)):
+        again = distant.another()
+        act(again)
+        assert distant.latency.most_at_once >= 4
