@@ -24,6 +24,7 @@ from vstore.catalog.base import (
     PROTECTED,
     STATUS,
     AddSnapshot,
+    CatalogView,
     Identity,
     RefIs,
     SetRef,
@@ -64,7 +65,7 @@ from vstore.maintenance import Maintenance
 from vstore.refs import MAIN
 from vstore.refs import OperationInfo as OperationInfo
 from vstore.session import Session
-from vstore.storage.base import Storage, require_writable
+from vstore.storage.base import Storage, reads_only, require_writable
 from vstore.storage.location import open_storage
 from vstore.twins import async_twin
 
@@ -105,9 +106,16 @@ class Repository(Maintenance):
     `gs://`, `az://`, `http(s)://`, `memory://`) with `storage_options` for obstore, or an obstore store.
     """
 
-    def __init__(self, handle: Handle, default_metadata: Mapping[str, Any] | None = None) -> None:
-        self._handle = handle
+    def __init__(
+        self,
+        handle: Handle,
+        default_metadata: Mapping[str, Any] | None = None,
+        *,
+        is_config_recalled: bool = False,
+    ) -> None:
+        self._opened = handle
         self._default_metadata = dict(default_metadata or {})
+        self._is_config_recalled = is_config_recalled
 
     # --- opening ---------------------------------------------------------------------------------------------
 
@@ -167,22 +175,26 @@ class Repository(Maintenance):
         Raises `RepositoryNotFoundError` if there is none, `UnsupportedFormatError` if it needs a newer vstore.
         """
         storage = open_storage(location, options=storage_options)
-        catalog = open_catalog(storage, PackSpill(storage), clock=clock)
+        # On an object store, looking for the newest state is a round trip: the first session, which looks anyway, makes
+        # it together with the request for that state's metadata, and sees whether these settings are the newest.
+        catalog = open_catalog(storage, PackSpill(storage), clock=clock, looks=False)
+        is_recalled = False
         try:
             if config is None:
-                # What opening has just seen, if it is in there: looking again would be another round trip.
-                seen = catalog.recall()
+                seen = None if storage.is_local else catalog.recall()
                 stored = None if seen is None else seen.value(CONFIG)
-                if stored is None:
+                is_recalled = stored is not None
+                if not is_recalled:
                     with catalog.reading() as view:
                         stored = view.value(CONFIG)
-                config = RepositoryConfig() if stored is None else RepositoryConfig.from_json(stored)
+                config = _decoded_config(stored)
             name = default_author() if author is None else author
             virtual = VirtualReader(authorize_virtual_chunk_access or ())
         except BaseException:
             catalog.close()
             raise
-        return cls(Handle(storage, catalog, virtual, config, name, clock))
+        handle = Handle(storage, catalog, virtual, config, name, clock)
+        return cls(handle, is_config_recalled=is_recalled)
 
     @classmethod
     def open_or_create(
@@ -217,7 +229,7 @@ class Repository(Maintenance):
 
     def close(self) -> None:
         """Let go of files, maps and connections; the object opens them again if it is used afterwards."""
-        self._handle.close()
+        self._opened.close()
 
     def __enter__(self) -> Repository:
         return self
@@ -228,7 +240,7 @@ class Repository(Maintenance):
         self.close()
 
     def __repr__(self) -> str:
-        return f"<vstore.Repository {self._handle.storage.url}>"
+        return f"<vstore.Repository {self._opened.storage.url}>"
 
     @property
     def handle(self) -> Handle:
@@ -236,9 +248,30 @@ class Repository(Maintenance):
         return self._handle
 
     @property
+    def _handle(self) -> Handle:
+        if not reads_only(self._opened.storage):
+            self._look_for_config()
+        return self._opened
+
+    @_handle.setter
+    def _handle(self, handle: Handle) -> None:
+        self._opened = handle
+
+    def _look_for_config(self) -> None:
+        """See to it that the settings at hand are the newest."""
+        if self._is_config_recalled:
+            with self._opened.catalog.reading() as view:
+                self._settle_config(view)
+
+    def _settle_config(self, view: CatalogView) -> None:
+        if self._is_config_recalled:
+            self._opened = self._opened.with_config(_decoded_config(view.value(CONFIG)))
+            self._is_config_recalled = False
+
+    @property
     def id(self) -> str:
         """The repository's id as hex text; copies of it keep it."""
-        return self._handle.catalog.identity.repository.hex()
+        return self._opened.catalog.identity.repository.hex()
 
     # --- sessions --------------------------------------------------------------------------------------------
 
@@ -260,9 +293,7 @@ class Repository(Maintenance):
         Raises `RefNotFoundError`, `SnapshotNotFoundError`, `SnapshotExpiredError` or `InvalidInputError`.
         """
         for tries_left in reversed(range(_OPENING_TRIES)):
-            session = self._unmisled(
-                lambda: Session(self._handle, self._resolve_at(branch, tag, snapshot_id, as_of))
-            )
+            session = self._unmisled(lambda: self._open_readonly(branch, tag, snapshot_id, as_of))
             if lease is None:
                 return session
             try:
@@ -274,11 +305,12 @@ class Repository(Maintenance):
                     raise
         raise StorageError("unreachable")
 
-    def _resolve_at(
+    def _open_readonly(
         self, branch: str | None, tag: str | None, snapshot_id: str | None, as_of: datetime | None
-    ) -> SnapshotEntry:
+    ) -> Session:
         self._expect(branch if as_of is None else None)
-        with self._handle.catalog.reading() as view:
+        with self._opened.catalog.reading() as view:
+            self._settle_config(view)
             entry = resolve(view, branch, tag, snapshot_id)
             if as_of is not None:
                 if snapshot_id is not None:
@@ -289,11 +321,11 @@ class Repository(Maintenance):
                         f"{branch or tag!r} has no snapshot at or before {as_of.isoformat()}; ancestry() lists them."
                     )
                 entry = found
-        return entry
+        return Session(self._opened, entry)
 
     def _expect(self, branch: str | None) -> None:
         """Begin to fetch what a branch held when the catalog was looked at last, while it is looked at anew."""
-        handle = self._handle
+        handle = self._opened
         seen = None if branch is None or handle.storage.is_local else handle.catalog.recall()
         head = None if seen is None else seen.ref(RefKind.BRANCH, str(branch))
         entry = None if seen is None or head is None else seen.snapshot(head)
@@ -302,7 +334,7 @@ class Repository(Maintenance):
 
     def writable_session(self, branch: str) -> Session:
         """Open a session on a branch's head that can change and commit."""
-        self._handle.catalog.check_writable()
+        self._opened.catalog.check_writable()
         return self._unmisled(lambda: self._open_writable(branch))
 
     def _unmisled(self, open_session: Callable[[], Session]) -> Session:
@@ -314,11 +346,12 @@ class Repository(Maintenance):
 
     def _open_writable(self, branch: str) -> Session:
         self._expect(branch)
-        with self._handle.catalog.reading() as view:
+        with self._opened.catalog.reading() as view:
+            self._settle_config(view)
             require_online(view)
             entry, epoch = require_entry(view, require_branch(view, branch)), view.epoch
         return Session(
-            self._handle, entry, branch=branch, default_metadata=self._default_metadata, epoch=epoch
+            self._opened, entry, branch=branch, default_metadata=self._default_metadata, epoch=epoch
         )
 
     @contextmanager
@@ -659,7 +692,8 @@ class Repository(Maintenance):
     @property
     def config(self) -> RepositoryConfig:
         """The settings that this object works with."""
-        return self._handle.config
+        self._look_for_config()
+        return self._opened.config
 
     def save_config(self) -> None:
         """Persist this object's settings for everybody who opens the repository from now on."""
@@ -719,7 +753,7 @@ class Repository(Maintenance):
         return dict(self._default_metadata)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Repository, (self._handle, self._default_metadata))
+        return (_restored, (self._opened, self._default_metadata, self._is_config_recalled))
 
     diff_async = async_twin(diff)
     merge_async = async_twin(merge)
@@ -752,6 +786,14 @@ class Repository(Maintenance):
 def open(location: Location, **options: Any) -> Repository:  # noqa: A001
     """Open the repository at a path, a URL or in an obstore store: `Repository.open` by a shorter name."""
     return Repository.open(location, **options)
+
+
+def _restored(handle: Handle, default_metadata: dict[str, Any], is_config_recalled: bool) -> Repository:
+    return Repository(handle, default_metadata, is_config_recalled=is_config_recalled)
+
+
+def _decoded_config(stored: bytes | None) -> RepositoryConfig:
+    return RepositoryConfig() if stored is None else RepositoryConfig.from_json(stored)
 
 
 def _first_transaction(

@@ -12,12 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from msgspec.structs import replace
 from obstore.store import MemoryStore
 
 import vstore
 from tests.repositories import GROUP, array_document, commit, write
 from vstore.blobs.cache import CACHE
-from vstore.keys.objects import LATEST
+from vstore.catalog.state import encode_identity
+from vstore.format.log_record import LogRecord, decode_log_object, encode_record
+from vstore.ids import new_nonce
+from vstore.keys.objects import LATEST, log_name
 from vstore.storage.objects import ObjectStorage
 from vstore.testing.latency import LatencyStore
 from vstore.zarr_pipeline import enable
@@ -133,23 +137,23 @@ def opened(repository: vstore.Repository, name: str = "a") -> Any:
 # --- opening -------------------------------------------------------------------------------------------------
 
 
-def test_opening_is_the_hint_a_probe_and_then_a_probe_together_with_the_metadata(remote: Remote) -> None:
+def test_opening_is_the_hint_and_then_a_probe_together_with_the_metadata(remote: Remote) -> None:
     repository = vstore.Repository.create(remote.storage)
     values = values_of(20)
     fill(repository, "a", values)
     again = remote.another()
-    assert remote.requests == {"get": 2}
-    assert remote.names[0] == ("read_whole", LATEST)
+    assert remote.requests == {"get": 1}
+    assert remote.names == [("read_whole", LATEST)]
     # Each waits for the other: they are under way at once, or this fails.
     remote.meeting = threading.Barrier(2)
     session = again.readonly_session("main")
     remote.meeting = None
-    assert remote.requests == {"get": 3, "get_range": 1}
+    assert remote.requests == {"get": 2, "get_range": 1}
     array = zarr.open_array(session.store, path="a", mode="r")
-    assert remote.requests.total() == 4, "the documents came along"
+    assert remote.requests.total() == 3, "the documents came along"
     np.testing.assert_array_equal(array[7], values[7])
-    # Of five requests two are under way together: four round trips.
-    assert remote.requests.total() == 5
+    # Of four requests two are under way together: three round trips.
+    assert remote.requests.total() == 4
 
 
 def test_a_writable_session_is_opened_likewise(remote: Remote) -> None:
@@ -169,6 +173,42 @@ def test_a_session_sees_what_others_committed_since_the_repository_was_opened(re
         fill(one, "a", values_of(number + 1))
         CACHE.clear()
         assert opened(other).shape == (number + 1, CHUNK)
+
+
+def test_settings_are_the_newest_although_the_hint_is_old(remote: Remote) -> None:
+    """Opening reads them from the hint; whoever works with them, works with those in the log's newest record."""
+    one = vstore.Repository.create(remote.storage)
+    hint = remote.storage.read_whole(LATEST, 2**20)
+    changed = vstore.RepositoryConfig(inline_chunk_threshold_bytes=7)
+    with vstore.Repository.open(remote.storage, config=changed) as opened_with:
+        opened_with.save_config()
+    commit(one, {"zarr.json": GROUP})
+    uses = (
+        lambda repository: repository.config,
+        lambda repository: repository.handle.config,
+        lambda repository: repository.readonly_session("main")._handle.config,
+        lambda repository: repository.writable_session("main")._handle.config,
+    )
+    for use in uses:
+        remote.storage.write(LATEST, hint)
+        assert use(remote.another()) == changed
+
+
+def test_a_newer_format_beyond_the_hint_is_refused_by_the_first_session(remote: Remote) -> None:
+    repository = vstore.Repository.create(remote.storage)
+    head = repository.handle.catalog.recall()
+    assert head is not None
+    record = decode_log_object(remote.storage.read_whole(log_name(0), 2**20))
+    assert isinstance(record, LogRecord)
+    newer = encode_identity(head.identity._replace(required_features=("not-yet",)))
+    remote.storage.create(
+        log_name(1), encode_record(replace(record, sequence=1, nonce=new_nonce(), identity=newer))
+    )
+    again = remote.another()
+    with pytest.raises(vstore.UnsupportedFormatError, match="not-yet"):
+        again.readonly_session("main")
+    with pytest.raises(vstore.UnsupportedFormatError, match="not-yet"):
+        again.list_branches()
 
 
 def test_a_warm_handle_looks_once_for_each_session(remote: Remote) -> None:

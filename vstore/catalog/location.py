@@ -52,9 +52,12 @@ def _log_counts(storage: LocalStorage, spill: SpillStore | None) -> bool:
     return counts
 
 
-def open_catalog(storage: Storage, spill: SpillStore, *, clock: Clock = SYSTEM_CLOCK) -> Catalog:
+def open_catalog(
+    storage: Storage, spill: SpillStore, *, clock: Clock = SYSTEM_CLOCK, looks: bool = True
+) -> Catalog:
     """Open the catalog in `storage`; nothing is written.
 
+    Unless it `looks`, that of an object store is not asked what is newest: its first view will be.
     One on a file system where it can't be written safely is opened all the same: `check_writable` says so.
     """
     directory = _directory_of(storage)
@@ -68,7 +71,7 @@ def open_catalog(storage: Storage, spill: SpillStore, *, clock: Clock = SYSTEM_C
         from vstore.catalog.log import LogCatalog
 
         try:
-            return LogCatalog.open(storage, spill, clock=clock)
+            return LogCatalog.open(storage, spill, clock=clock, looks=looks or storage.is_local)
         except (RepositoryNotFoundError, AccessDeniedError):
             _refuse_sqlite(storage)
             raise

@@ -131,9 +131,19 @@ class LogCatalog:
         return LogReader(storage).is_present(0)
 
     @classmethod
-    def open(cls, storage: Storage, spill_store: SpillStore, *, clock: Clock = SYSTEM_CLOCK) -> LogCatalog:
-        """Open the log in `storage`; nothing is written."""
+    def open(
+        cls, storage: Storage, spill_store: SpillStore, *, clock: Clock = SYSTEM_CLOCK, looks: bool = True
+    ) -> LogCatalog:
+        """Open the log in `storage`; nothing is written.
+
+        Unless it `looks`, the hint will do, if there is one: one request, which shows that there is a log, and what is
+        required to read it. Whether the log goes on from there, and requires more, the first view finds out.
+        """
         catalog = cls(storage, spill_store, clock=clock)
+        hint = None if looks else catalog._reader.hint()
+        if hint is not None:
+            catalog._see(hint)
+            return catalog
         with catalog.reading():
             return catalog
 
@@ -221,7 +231,9 @@ class LogCatalog:
         return None if head is None else EntriesView(head.record, self._pages)
 
     def _resolve(self) -> Head:
-        head = self._reader.resolve(self._seen.get())
+        return self._see(self._reader.resolve(self._seen.get()))
+
+    def _see(self, head: Head) -> Head:
         # Refuse a repository that needs a newer vstore before anything is believed of it.
         decode_identity(head.record.identity)
         return self._seen.advance(head)
