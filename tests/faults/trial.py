@@ -14,6 +14,7 @@ from tests.faults.cases import is_quick
 from tests.faults.operations import OPERATIONS, Act, Operation
 from tests.faults.site import IMPATIENT, OPTIONS, Site, far_future
 from tests.repositories import contents
+from vstore.blobs.cache import CACHE
 from vstore.catalog.base import VALUE_NAMES
 from vstore.format.record import OperationKind, RefKind
 from vstore.keys.objects import PACK_PREFIX
@@ -87,6 +88,8 @@ class Trial:
         self.repository.handle.catalog._is_probed = not operation.probes
         self.act: Act = operation.prepare(self.repository, site, self.folder)
         self.before = look(site, self.folder) if clean is None else clean.before
+        # Whether it was looked or not: the operation's requests are the same each time.
+        CACHE.clear()
         site.proxy.reset()
 
     def __enter__(self) -> Trial:

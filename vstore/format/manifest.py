@@ -234,7 +234,7 @@ def _decode(data: BytesLike) -> Manifest:
 def _inline_bytes(envelope: Envelope, kinds: U64) -> bytes:
     """Return the third section, which holds no more than the inline chunks can be."""
     if envelope.is_empty(2):
-        return b""
+        return bytes(envelope.section(2, 0))
     limit = MAX_INLINE_BYTES * int(np.count_nonzero(kinds == ChunkKind.INLINE))
     return bytes(envelope.section(2, limit))
 
