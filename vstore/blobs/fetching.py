@@ -266,16 +266,17 @@ class PackFetcher:
             return
         left = iter(items)
         ahead: deque[Future[R]] = deque()
+        # Not the threads that make requests, for which these functions wait.
+        threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="vstore-map")
         try:
             while True:
                 for item in islice(left, _AT_ONCE - len(ahead)):
-                    ahead.append(self._threads().submit(function, item))
+                    ahead.append(threads.submit(function, item))
                 if not ahead:
                     return
                 yield ahead.popleft().result()
         finally:
-            for future in ahead:
-                future.cancel()
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def close(self) -> None:
         """Let go of the threads; they are made again if something is read afterwards."""
