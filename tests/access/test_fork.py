@@ -215,7 +215,7 @@ KNOWN_LOCKS = {
     "catalog/sqlite/pool": "taken by the forking thread at a fork, made anew in the child",
     "session": "renewed in a child",
     "shield": "one for each piece of work, whose threads a child does not have",
-    "storage/objects/limiter": "taken only after the process was checked",
+    "storage/objects/client": "taken only after the process was checked",
     "storage/objects/pack": "taken only after the process was checked",
     "storage/objects/providers": "taken only by requests, after the process was checked",
     "storage/staged": "taken only after the process was checked",

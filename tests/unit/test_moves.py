@@ -369,7 +369,7 @@ def test_a_move_of_many_arrays_touches_no_chunk(place: Place) -> None:
         counted = with_storage(repository, FaultyStorage(repository.handle.storage, plan))
         session = counted.writable_session("main")
         session.move("g", "h")
-        assert {request.method for request in plan.requests} <= {"read", "read_tail", "read_async"}
+        assert {request.method for request in plan.requests} <= {"read", "read_tail"}
         made = session.commit("moved")
         writes = [request for request in plan.requests if request.method in ("write", "create", "seal")]
         assert 1 <= len({request.name for request in writes}) <= 2, "one pack of metadata"

@@ -745,10 +745,6 @@ class _CountsReads:
         self.reads.append((name, offset, length))
         return super().read(name, offset, length)  # type: ignore[misc]
 
-    async def read_async(self, name: str, offset: int, length: int) -> memoryview:
-        self.reads.append((name, offset, length))
-        return super().read(name, offset, length)  # type: ignore[misc]
-
 
 class CountingLocal(_CountsReads, LocalStorage):
     pass

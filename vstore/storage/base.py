@@ -1,7 +1,7 @@
 """The storage contract: what the layers above may rely on, whatever holds the bytes.
 
 Objects are immutable but for the one hint (`write`). Names are those of `vstore.keys.objects`; anything else is
-refused with `InvalidInputError`. All calls are thread-safe and blocking; `read_async` is the read that Zarr awaits.
+refused with `InvalidInputError`. All calls are thread-safe and blocking.
 Besides the errors named below, any call may raise `AccessDeniedError` or `StorageError`, and a remote storage
 raises `ForkedProcessError` in a forked child. Every implementation passes `vstore.testing.storage_contract`.
 """
@@ -85,9 +85,6 @@ class Storage(Protocol):
 
         Raises `ObjectNotFoundError` if there is no such object, `CorruptionError` if it is shorter than that.
         """
-
-    async def read_async(self, name: str, offset: int, length: int) -> memoryview:
-        """Do what `read` does, without blocking the event loop for long."""
 
     def read_tail(self, name: str, length: int) -> tuple[memoryview, int]:
         """Return the object's last bytes, `length` or all if it is shorter, and its whole size."""

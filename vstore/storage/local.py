@@ -128,9 +128,6 @@ class LocalStorage:
             return self._read_pack(name, offset, length)
         return memoryview(self._with_file(name, lambda file: _read_exactly(file, offset, length)))
 
-    async def read_async(self, name: str, offset: int, length: int) -> memoryview:
-        return self.read(name, offset, length)
-
     def read_tail(self, name: str, length: int) -> tuple[memoryview, int]:
         check_range(0, length)
 

@@ -152,16 +152,6 @@ class FaultyStorage:
             truncate=lambda: self._read_cut(name, offset, length),
         )
 
-    async def read_async(self, name: str, offset: int, length: int) -> memoryview:
-        damaged = self.plan.run(
-            "read_async",
-            name,
-            lambda: None,
-            corrupt=lambda: memoryview(_flip(self.inner.read(name, offset, length))),
-            truncate=lambda: self._read_cut(name, offset, length),
-        )
-        return await self.inner.read_async(name, offset, length) if damaged is None else damaged
-
     def read_tail(self, name: str, length: int) -> tuple[memoryview, int]:
         def corrupt() -> tuple[memoryview, int]:
             tail, size = self.inner.read_tail(name, length)

@@ -143,9 +143,6 @@ class InterleavedStorage:
     def read(self, name: str, offset: int, length: int) -> memoryview:
         return self.inner.read(name, offset, length)
 
-    async def read_async(self, name: str, offset: int, length: int) -> memoryview:
-        return await self.inner.read_async(name, offset, length)
-
     def read_tail(self, name: str, length: int) -> tuple[memoryview, int]:
         return self.inner.read_tail(name, length)
 

@@ -6,7 +6,6 @@ requests, retries included. Counts are exact; tests look at them and never at ti
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ _REQUESTS = frozenset({"put", "get", "get_range", "get_ranges", "head", "delete"
 class LatencyStore:
     """An obstore store, any but HTTPStore, whose requests take `latency_s` longer; for `ObjectStorage`.
 
-    `requests` counts them by obstore's name without `_async` ("get_range"; each page of a listing is a "list"),
+    `requests` counts them by obstore's name ("get_range"; each page of a listing is a "list"),
     `most_at_once` is the highest number under way so far.
     """
 
@@ -45,23 +44,17 @@ class LatencyStore:
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self.store, name)
-        kind = name.removesuffix("_async")
         if name == "list":
             return lambda *args, **options: self._pages(value(*args, **options))
-        if kind not in _REQUESTS:
+        if name not in _REQUESTS:
             return value
 
         def call(*args: Any, **options: Any) -> Any:
-            with self._counted(kind):
+            with self._counted(name):
                 self._clock.sleep(self.latency_s)
                 return value(*args, **options)
 
-        async def call_async(*args: Any, **options: Any) -> Any:
-            with self._counted(kind):
-                await asyncio.sleep(self.latency_s)
-                return await value(*args, **options)
-
-        return call if kind == name else call_async
+        return call
 
     def _pages(self, pages: Any) -> Iterator[Any]:
         any_page = False

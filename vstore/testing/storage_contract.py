@@ -6,7 +6,6 @@ written to. `pytest.register_assert_rewrite("vstore.testing.storage_contract")` 
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import pickle
 from collections.abc import Callable, Iterator
@@ -93,13 +92,11 @@ class StorageContract:
             assert isinstance(view, memoryview)
             assert (view.readonly, view.format, view.ndim, view.nbytes) == (True, "B", 1, length)
             assert view == BODY[offset : offset + length]
-        assert asyncio.run(_read_async(storage, name, offset, length)) == BODY[offset : offset + length]
 
     @pytest.mark.parametrize("offset", [0, 7, len(BODY)])
     def test_reading_nothing_from_inside_gives_nothing(self, storage: Storage, offset: int) -> None:
         name = _make(storage, "pack", BODY)
         assert len(storage.read(name, offset, 0)) == 0
-        assert len(asyncio.run(_read_async(storage, name, offset, 0))) == 0
 
     @pytest.mark.parametrize(
         ("offset", "length"),
@@ -116,8 +113,6 @@ class StorageContract:
         with pytest.raises(CorruptionError, match=r"wanted") as caught:
             storage.read(name, offset, length)
         assert str(len(BODY)) in caught.value.message
-        with pytest.raises(CorruptionError):
-            asyncio.run(_read_async(storage, name, offset, length))
         assert storage.read(name, 0, len(BODY)) == BODY
 
     @pytest.mark.parametrize(("offset", "length"), [(-1, 1), (0, -1), (-5, 5), (3, -2)])
@@ -126,8 +121,6 @@ class StorageContract:
         storage.read(name, 0, 1)
         with pytest.raises(InvalidInputError):
             storage.read(name, offset, length)
-        with pytest.raises(InvalidInputError):
-            asyncio.run(_read_async(storage, name, offset, length))
 
     def test_what_is_not_there_is_named(self, storage: Storage) -> None:
         pack = new_pack_id()
@@ -499,13 +492,7 @@ def _all_reads(storage: Storage, name: str) -> list[Callable[[], object]]:
         lambda: storage.read_tail(name, 1),
         lambda: storage.read_tail(name, 0),
         lambda: storage.read_whole(name, 100),
-        lambda: asyncio.run(_read_async(storage, name, 0, 1)),
-        lambda: asyncio.run(_read_async(storage, name, 0, 0)),
     ]
-
-
-async def _read_async(storage: Storage, name: str, offset: int, length: int) -> memoryview:
-    return await storage.read_async(name, offset, length)
 
 
 def _tail(storage: Storage, name: str, length: int) -> tuple[bytes, int]:

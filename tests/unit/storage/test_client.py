@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -49,16 +48,8 @@ def storage(server: XmlServer) -> ObjectStorage:
 
 def reads(storage: ObjectStorage) -> list[tuple[str, Callable[[], object]]]:
     """Return what gives `BODY`, by the method that the server sees."""
-
-    def read_async() -> bytes:
-        async def read() -> memoryview:
-            return await storage.read_async(REPO, 0, 100)
-
-        return bytes(asyncio.run(read()))
-
     return [
         ("GET", lambda: bytes(storage.read(REPO, 0, 100))),
-        ("GET", read_async),
         ("GET", lambda: bytes(storage.read_tail(REPO, 200)[0])),
         ("GET", lambda: storage.read_whole(REPO, 100)),
     ]
@@ -302,7 +293,7 @@ def test_waits_double_with_jitter_until_the_time_is_over() -> None:
 
 
 def test_a_body_that_is_short_is_asked_for_once_more(server: XmlServer, storage: ObjectStorage) -> None:
-    for method, read in reads(storage)[:2]:
+    for method, read in reads(storage)[:1]:
         server.script(method, Answer(short=50))
         assert read() == BODY
         assert server.counts() == {"GET": 2}
@@ -324,12 +315,8 @@ def test_a_server_that_ignores_ranges_is_named(server: XmlServer, storage: Objec
         with pytest.raises(UnsafeStorageError, match="header Range is honoured"):
             call()
     server.script("GET", Answer(200, body=BODY))
-
-    async def read() -> memoryview:
-        return await storage.read_async(REPO, 0, 10)
-
     with pytest.raises(UnsafeStorageError, match="header Range is honoured"):
-        asyncio.run(read())
+        storage.read(REPO, 0, 10)
     assert server.counts() == {"GET": 1}
 
 
@@ -386,10 +373,6 @@ def test_no_more_requests_are_under_way_than_allowed(server: XmlServer, limit: i
             with self.counted():
                 return self.store.get_range(*args, **options)
 
-        async def get_range_async(self, *args: Any, **options: Any) -> Any:
-            with self.counted():
-                return await self.store.get_range_async(*args, **options)
-
         def counted(self) -> Any:
             from contextlib import contextmanager
 
@@ -407,13 +390,8 @@ def test_no_more_requests_are_under_way_than_allowed(server: XmlServer, limit: i
 
     client._store_for = lambda size: Counting(original(size))  # type: ignore[method-assign]
 
-    async def read_many() -> None:
-        await asyncio.gather(*(storage.read_async(REPO, 0, 100) for _ in range(30)))
-
     with ThreadPoolExecutor(12) as pool:
-        tasks = [pool.submit(asyncio.run, read_many()) for _ in range(2)]
-        tasks += [pool.submit(storage.read, REPO, 0, 100) for _ in range(60)]  # type: ignore[list-item]
-        for task in tasks:
+        for task in [pool.submit(storage.read, REPO, 0, 100) for _ in range(60)]:
             task.result()
     assert most == limit
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import gc
 from collections.abc import Callable
 from pathlib import Path
@@ -136,7 +135,6 @@ def test_damaged_reads(storage: FaultyStorage) -> None:
     storage.create(REPO, b"12345678")
     flip = Fault.CORRUPT
     assert damaged(storage, flip, lambda: bytes(storage.read(REPO, 0, 4))) == b"1224"
-    assert damaged(storage, flip, lambda: bytes(asyncio.run(storage.read_async(REPO, 0, 4)))) == b"1224"
     assert damaged(storage, flip, lambda: storage.read_whole(REPO, 8)) == b"12344678"
     assert damaged(storage, flip, lambda: bytes(storage.read_tail(REPO, 2)[0])) == b"79"
     cut = Fault.TRUNCATE
@@ -144,12 +142,10 @@ def test_damaged_reads(storage: FaultyStorage) -> None:
     assert damaged(storage, cut, lambda: storage.read_whole(REPO, 8)) == b"1234"
     assert damaged(storage, cut, lambda: storage.size(REPO)) == 4
     assert damaged(storage, cut, lambda: tuple(map(_plain, storage.read_tail(REPO, 2)))) == (b"34", 4)
-    for read in (lambda: storage.read(REPO, 1, 4), lambda: asyncio.run(storage.read_async(REPO, 1, 4))):
-        with pytest.raises(CorruptionError):
-            damaged(storage, cut, read)
+    with pytest.raises(CorruptionError):
+        damaged(storage, cut, lambda: storage.read(REPO, 1, 4))
     storage.plan.reset()
     assert bytes(storage.read(REPO, 0, 8)) == b"12345678"
-    assert bytes(asyncio.run(storage.read_async(REPO, 0, 8))) == b"12345678"
 
 
 def test_one_plan_counts_over_several_parts(tmp_path: Path) -> None:

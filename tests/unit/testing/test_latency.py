@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -34,7 +33,7 @@ def test_requests_are_counted_by_their_kind() -> None:
     storage.create(log_name(0), b"record")
     assert storage.size(REPO) == 4
     assert storage.read(REPO, 0, 4) == b"repo"
-    assert asyncio.run(storage.read_async(REPO, 1, 2)) == b"ep"
+    assert storage.read(REPO, 1, 2) == b"ep"
     assert storage.read_whole(REPO, 4) == b"repo"
     assert len(list(storage.list(""))) == 2
     storage.delete([REPO])
@@ -50,11 +49,3 @@ def test_requests_under_way_are_counted() -> None:
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(lambda i: storage.create(log_name(i), b""), range(3)))
     assert (store.most_at_once, store.under_way, store.total) == (3, 0, 3)
-
-    async def read() -> None:
-        await asyncio.gather(*(storage.read_async(log_name(i % 3), 0, 0) for i in range(5)))
-
-    store.reset()
-    store.latency_s = 0.001
-    asyncio.run(read())
-    assert (store.most_at_once, store.under_way) == (5, 0)

@@ -1,17 +1,17 @@
 """Sends the requests of one storage: below a limit, with timeouts, and again where that is safe.
 
-`Client.run` and its twin `run_async` are the only ways to an obstore store. Neighbours: `requests` says what errors
-mean, `retry` when to try again, `limiter` how many at once; `storage` above says what is asked.
+`Client.run` is the only way to an obstore store. Neighbours: `requests` says what errors
+mean, `retry` when to try again, `storage` above says what is asked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from vstore.clock import SYSTEM_CLOCK, Clock
 from vstore.errors import AccessDeniedError, StorageError, VStoreError
-from vstore.storage.objects.limiter import Limiter
 from vstore.storage.objects.options import RequestOptions
 from vstore.storage.objects.requests import (
     ShortReplyError,
@@ -32,7 +32,7 @@ LARGEST_FACTOR = 256
 
 
 class Client:
-    """Requests to `store`, whose own retries are off. Thread-safe, for any number of event loops.
+    """Requests to `store`, whose own retries are off. Thread-safe.
 
     `left_out` names the settings that a pickle did not carry.
     """
@@ -49,7 +49,7 @@ class Client:
         self._options = options
         self._left_out = left_out
         self._clock = clock
-        self._limiter = Limiter(options.max_requests, options.attempt_timeout_s)
+        self._limiter = threading.Semaphore(options.max_requests)
         self._redact = Redactor(secrets_of(store))
         self._has_own_timeout = is_own_timeout(store)
         self._rebuilt: dict[int, Any] = {}
@@ -86,28 +86,6 @@ class Client:
                 assert refusal is not None
                 raise refusal from refusal.__cause__
             self._clock.sleep(wait_s)
-
-    async def run_async(self, act: Callable[[Any], Awaitable[T]], doing: str, *, size: int = 0) -> T:
-        """Do what `run` does, with an `act` that is awaited."""
-        import asyncio
-
-        check_process()
-        errors = request_errors()
-        tries = Tries(self._options, self._clock)
-        while True:
-            async with self._limiter:
-                try:
-                    result = await act(self._store_for(size))
-                except errors as error:
-                    wait_s = self._wait_s(tries, error, True)
-                    refusal = None if wait_s is not None else self._refusal(error, doing, False)
-                else:
-                    self._answered = True
-                    return result
-            if wait_s is None:
-                assert refusal is not None
-                raise refusal from refusal.__cause__
-            await asyncio.sleep(wait_s)
 
     def _wait_s(self, tries: Tries, error: Exception, repeats: bool) -> float | None:
         self._answered = self._answered or was_answered(error)

@@ -117,21 +117,6 @@ class ObjectStorage:
         except (RangeTroubleError, ShortReplyError) as error:
             raise self._of_range(error, name, offset + length, self.size(name)) from error.__cause__
 
-    async def read_async(self, name: str, offset: int, length: int) -> memoryview:
-        path = self._path(name)
-        check_range(offset, length)
-        if not length:
-            return self._check_offset(name, offset, await self._size_async(name))
-
-        async def get(store: Any) -> memoryview:
-            return _whole(await store.get_range_async(path, start=offset, length=length), length)
-
-        try:
-            return await self._client.run_async(get, f"read {self._where(name)}", size=length)
-        except (RangeTroubleError, ShortReplyError) as error:
-            size = await self._size_async(name)
-            raise self._of_range(error, name, offset + length, size) from error.__cause__
-
     def read_tail(self, name: str, length: int) -> tuple[memoryview, int]:
         path = self._path(name)
         check_range(0, length)
@@ -311,17 +296,6 @@ class ObjectStorage:
                 f"could not read {self._where(name)}: {error.message}, twice, though it holds {size}. Try again."
             )
         return StorageError(error.message)
-
-    async def _size_async(self, name: str) -> int | None:
-        path = self._path(name)
-
-        async def head(store: Any) -> int:
-            return int((await store.head_async(path))["size"])
-
-        try:
-            return await self._client.run_async(head, f"look up {self._where(name)}")
-        except ObjectNotFoundError:
-            return None
 
     def _list(self, prefix: str) -> Iterator[ObjectInfo]:
         listing = Listing(self._client, self._prefix + prefix, self._where(prefix), in_order=self._in_order)
