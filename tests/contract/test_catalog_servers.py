@@ -16,23 +16,11 @@ from vstore.storage.objects import ObjectStorage
 pytestmark = pytest.mark.server
 
 
-@pytest.fixture(scope="module")
-def ministack() -> Iterator[str]:
-    with servers.ministack() as url:
-        yield url
-
-
 class TestLogInMinistack(LogContract):
     @pytest.fixture
     def storage(self, ministack: str, monkeypatch: pytest.MonkeyPatch) -> Storage:
         servers.set_s3_environment(monkeypatch)
         return ObjectStorage(servers.s3_store(ministack, new_nonce().hex()))
-
-
-@pytest.fixture(scope="module")
-def azurite() -> Iterator[str]:
-    with servers.azurite() as url:
-        yield url
 
 
 @pytest.mark.deep  # Azurite takes 2 ms for each request
