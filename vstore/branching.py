@@ -16,12 +16,12 @@ from vstore.config import load_object
 from vstore.errors import (
     CommitOutcomeUnknownError,
     ConflictError,
+    InternalError,
     InvalidInputError,
     MergeConflictError,
     NothingToCommitError,
     RefNotFoundError,
     SnapshotExpiredError,
-    StorageError,
     UnrelatedHistoriesError,
 )
 from vstore.format.record import OperationKind, RefKind, SnapshotEntry
@@ -112,7 +112,9 @@ def merge(
             return _commit(handle, session, says, asked)
 
     asked = ("merge", request.source, request.into, request.squash)
-    return _landed(handle, asked) or _until_the_branch_stands_still(attempt)
+    landed = _landed(handle, asked, request.into, request.source, "merged")
+    # What a merge with two parents took in is seen in the branch; there may be more to take in by now.
+    return landed if landed and request.squash else _until_the_branch_stands_still(attempt)
 
 
 def merge_session(handle: Handle, request: MergeRequest, defaults: Mapping[str, Any]) -> Session:
@@ -163,11 +165,23 @@ def _commit(handle: Handle, session: Session, text: CommitText, asked: Hashable)
         raise
 
 
-def _landed(handle: Handle, asked: Hashable) -> str | None:
-    """Return the snapshot that an earlier call for the same made, if its outcome was unknown and it landed."""
+def _landed(handle: Handle, asked: Hashable, branch: str, source: str, detail: str) -> str | None:
+    """Return the snapshot that an earlier call for the same made, if its outcome was unknown and it landed.
+
+    Only if the branch still has it, and `source` means what it meant then, by the operation's `detail`. A name that
+    was moved by the snapshot itself, as when a branch's own head was reverted, still does.
+    """
     done = settled(handle, asked, must_hold=False)
-    made = () if done is None else (change.after for change in done.changes)
-    return next((snapshot.hex() for snapshot in made if snapshot is not None), None)
+    made = None if done is None else next((each.after for each in done.changes if each.after), None)
+    if done is None or made is None:
+        return None
+    with handle.catalog.reading() as view:
+        entry, head = view.snapshot(made), view.ref(RefKind.BRANCH, branch)
+        if entry is None or head is None or not is_ancestor(view, entry, require_entry(view, head)):
+            return None
+        now = find_source(view, source)
+        means_the_same = now.id.hex() == done.details.get(detail) or is_ancestor(view, entry, now)
+    return made.hex() if means_the_same else None
 
 
 def _until_the_branch_stands_still(attempt: Callable[[], str]) -> str:
@@ -180,7 +194,7 @@ def _until_the_branch_stands_still(attempt: Callable[[], str]) -> str:
         except ConflictError:
             if not tries_left:
                 raise
-    raise StorageError("unreachable")
+    raise InternalError("unreachable")
 
 
 # --- the merge base ------------------------------------------------------------------------------------------
@@ -253,10 +267,10 @@ def cherry_pick(
     """Put what one commit changed onto a branch; its message and metadata go along."""
     make_solver(solver)
     asked = ("cherry-pick", snapshot, branch, parent)
-    landed = _landed(handle, asked)
+    require_writable(handle.storage)
+    landed = _landed(handle, asked, branch, snapshot, "picked")
     if landed is not None:
         return landed
-    require_writable(handle.storage)
     with handle.catalog.reading() as view:
         picked = find_source(view, snapshot)
         before = _parent_of(view, picked, parent, "picked")
@@ -283,10 +297,10 @@ def revert(
     """Undo, on a branch, what one commit changed, or all commits after `since` up to that one."""
     make_solver(solver)
     asked = ("revert", snapshot, branch, since, parent)
-    landed = _landed(handle, asked)
+    require_writable(handle.storage)
+    landed = _landed(handle, asked, branch, snapshot, "reverted")
     if landed is not None:
         return landed
-    require_writable(handle.storage)
     with handle.catalog.reading() as view:
         undone = find_source(view, snapshot)
         if since is None:

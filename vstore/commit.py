@@ -41,6 +41,7 @@ from vstore.catalog.base import (
 from vstore.catalog.base import settle as catalog_settle
 from vstore.errors import (
     ConflictError,
+    InternalError,
     MissingBlobError,
     OutcomeUnknownError,
     SessionStateError,
@@ -143,7 +144,7 @@ def prepare(handle: Handle, tree: Worktree, request: CommitRequest) -> Preparati
             return built
         entry, root, packs = built
         return Prepared(request, new_transaction_id(), since, entry, root, packs, epoch, online)
-    raise StorageError("unreachable")
+    raise InternalError("unreachable")
 
 
 def _relocations(view: CatalogView, packs: frozenset[PackId]) -> dict[PackId, PackId]:

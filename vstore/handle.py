@@ -6,6 +6,7 @@ when a pack is gone: the catalog may say that compact moved its blobs.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Hashable
 from fnmatch import fnmatchcase
 from itertools import count
@@ -42,6 +43,7 @@ from vstore.errors import (
 from vstore.format.record import OperationKind, SnapshotEntry, relocations
 from vstore.format.refs import BlobRef
 from vstore.ids import PackId, SnapshotId, new_transaction_id
+from vstore.locks import ForkSafeLock
 from vstore.storage.base import Storage
 
 if TYPE_CHECKING:
@@ -60,17 +62,23 @@ class Doubts:
 
     def __init__(self) -> None:
         self._transactions: dict[Hashable, Transaction] = {}
+        self._lock = ForkSafeLock(threading.Lock)
 
     def note(self, request: Hashable, transaction: Transaction) -> None:
-        self._transactions[request] = transaction
-        while len(self._transactions) > _MAX_DOUBTS:
-            self._transactions.pop(next(iter(self._transactions)), None)
+        with self._lock:
+            self._transactions[request] = transaction
+            while len(self._transactions) > _MAX_DOUBTS:
+                del self._transactions[next(iter(self._transactions))]
 
     def get(self, request: Hashable) -> Transaction | None:
-        return self._transactions.get(request)
+        with self._lock:
+            return self._transactions.get(request)
 
-    def forget(self, request: Hashable) -> None:
-        self._transactions.pop(request, None)
+    def forget(self, request: Hashable, transaction: Transaction) -> None:
+        """Forget a doubt, unless it is another call's by now."""
+        with self._lock:
+            if self._transactions.get(request) is transaction:
+                del self._transactions[request]
 
     def __reduce__(self) -> tuple[type[Doubts], tuple[()]]:
         return Doubts, ()

@@ -43,6 +43,7 @@ from vstore.clock import to_datetime
 from vstore.errors import (
     CommitOutcomeUnknownError,
     ConflictError,
+    InternalError,
     InvalidInputError,
     ProtectedBranchError,
     RefExistsError,
@@ -136,7 +137,7 @@ def apply(handle: Handle, plan: Plan, *, request: Hashable = None) -> Operation:
         lasting = [each for each in outcome.refusals if not isinstance(each.precondition, _PASSING)]
         if lasting or not tries_left:
             _raise_refusal((lasting or outcome.refusals)[0], change.kind)
-    raise StorageError("unreachable")
+    raise InternalError("unreachable")
 
 
 def settled(handle: Handle, request: Hashable, *, must_hold: bool = True) -> Operation | None:
@@ -148,7 +149,7 @@ def settled(handle: Handle, request: Hashable, *, must_hold: bool = True) -> Ope
     if doubtful is None:
         return None
     done = settle(handle.catalog, doubtful)
-    handle.doubts.forget(request)
+    handle.doubts.forget(request, doubtful)
     if done is None or not must_hold:
         return done
     with handle.catalog.reading() as view:
@@ -222,7 +223,7 @@ def set_value(
         made = change(old)
         return _replacement(kind, name, old, made)
 
-    apply(handle, plan, request=request)
+    apply(handle, plan, request=None if request is None else (kind, name, request))
     if made is None:
         # An earlier call, whose outcome was unknown, had done it.
         with handle.catalog.reading() as view:

@@ -36,6 +36,7 @@ from vstore.clock import SYSTEM_CLOCK, Clock, from_datetime, to_datetime
 from vstore.config import RepositoryConfig, default_author, encode_metadata, load_object
 from vstore.errors import (
     AlreadyExistsError,
+    InternalError,
     InvalidInputError,
     OutcomeUnknownError,
     RepositoryExistsError,
@@ -303,7 +304,7 @@ class Repository(Maintenance):
                 # The branch moved on, and what it held expired, just now.
                 if snapshot_id is not None or not tries_left:
                     raise
-        raise StorageError("unreachable")
+        raise InternalError("unreachable")
 
     def _open_readonly(
         self, branch: str | None, tag: str | None, snapshot_id: str | None, as_of: datetime | None

@@ -23,6 +23,7 @@ from vstore.errors import (
     CommitOutcomeUnknownError,
     ConflictError,
     ForkedProcessError,
+    InternalError,
     InvalidInputError,
     NodeNotFoundError,
     NothingToCommitError,
@@ -481,7 +482,7 @@ class Session:
             self._in_doubt = None
             self._become_read_only(prepared.entry, prepared.root)
             return self.snapshot_id
-        raise StorageError("unreachable")
+        raise InternalError("unreachable")
 
     @property
     def transaction_in_doubt(self) -> Transaction | None:

@@ -210,6 +210,7 @@ KNOWN_LOCKS = {
     "blobs/once": "renewed in a child",
     "blobs/moved": "renewed in a child",
     "blobs/writer": "renewed in a child, or only taken where writing is refused in one",
+    "handle": "renewed in a child",
     "catalog/log_head": "renewed when another process id is seen",
     "catalog/sqlite/connection": "a child never uses its parent's connections",
     "catalog/sqlite/pool": "taken by the forking thread at a fork, made anew in the child",

@@ -160,6 +160,63 @@ def test_what_did_not_last_is_done_anew(place: Place) -> None:
             ask()
 
 
+def in_doubt(
+    place: Place, plan: RecordInDoubt, repository: vstore.Repository, ask: Callable[[], object]
+) -> None:
+    """Ask for something that lands, and whose outcome is unknown."""
+    repository.handle.catalog.check_writable()
+    plan.is_mended = plan.is_broken = False
+    with pytest.raises(vstore.CommitOutcomeUnknownError):
+        ask()
+    plan.mend()
+
+
+def test_a_merge_in_doubt_takes_in_what_came_since(place: Place) -> None:
+    plan = RecordInDoubt(Fault.APPLIED)
+    plan.mend()
+    with open_faulty(place, plan) as repository, place.open() as other:
+        in_doubt(place, plan, repository, lambda: repository.merge("side"))
+        with other.transaction("side", message="more") as store:
+            store.session.tree_for_writing().set("more", b"m")
+        merged = repository.merge("side")
+        assert repository.lookup_branch("main") == merged
+        assert repository.readonly_session("main").tree.read("more") == b"m"
+
+
+@pytest.mark.parametrize("name", ["cherry_pick", "revert"])
+def test_what_the_branch_has_lost_is_done_anew(place: Place, name: str) -> None:
+    plan = RecordInDoubt(Fault.APPLIED)
+    plan.mend()
+    with open_faulty(place, plan) as repository, place.open() as other:
+        head = other.lookup_branch("main")
+        picked = head if name == "revert" else other.lookup_branch("side")
+        in_doubt(place, plan, repository, lambda: getattr(repository, name)(picked, branch="main"))
+        other.reset_branch("main", head)
+        made = getattr(repository, name)(picked, branch="main")
+        assert repository.lookup_branch("main") == made != head
+
+
+def test_a_name_that_moved_on_means_something_else(place: Place) -> None:
+    plan = RecordInDoubt(Fault.APPLIED)
+    plan.mend()
+    with open_faulty(place, plan) as repository, place.open() as other:
+        in_doubt(place, plan, repository, lambda: repository.cherry_pick("side", branch="main"))
+        with other.transaction("side", message="more") as store:
+            store.session.tree_for_writing().set("more", b"m")
+        repository.cherry_pick("side", branch="main")
+        assert repository.readonly_session("main").tree.read("more") == b"m"
+
+
+def test_equal_texts_for_different_things_are_not_taken_for_each_other(place: Place) -> None:
+    plan = RecordInDoubt(Fault.APPLIED)
+    plan.mend()
+    with open_faulty(place, plan) as repository:
+        metadata = {"availability": "read_only", "reason": None}
+        in_doubt(place, plan, repository, lambda: repository.set_metadata(metadata))
+        repository.set_status("read_only")
+        assert repository.status == "read_only"
+
+
 @pytest.mark.parametrize("lands", ["before", "at once", "between", "never"])
 def test_a_transaction_in_doubt_can_be_asked_for_when_it_is_over(place: Place, lands: str) -> None:
     plan = RecordInDoubt({"at once": Fault.APPLIED, "never": Fault.LOST}.get(lands, Fault.LATE))

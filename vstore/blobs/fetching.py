@@ -12,13 +12,13 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from vstore.blobs.cache import CACHE
 from vstore.blobs.streams import PackReads, Slice, Stretch, Wanted
-from vstore.errors import ObjectNotFoundError
+from vstore.errors import ObjectNotFoundError, StorageError
 from vstore.ids import PackId
 from vstore.keys.objects import pack_name
 from vstore.storage.base import Storage
@@ -141,30 +141,59 @@ class PackFetcher:
 
     def _flush(self, mine: Slice | None = None) -> None:
         """Make requests for all that is wanted; the one for `mine` in this thread."""
-        stretches: list[Stretch] = []
         with self._lock:
             wanted, self._wanted = self._wanted, {}
-            for pack, ranges in wanted.items():
-                reads = self._reads(pack)
-                left = []
-                for each in ranges:
-                    # It may be on its way by now.
-                    ahead = self._take(reads, each)
-                    if ahead is None:
-                        left.append(each)
-                    else:
-                        stretches += ahead
-                planned = reads.plan(left, self._ahead_room)
-                self._note_ahead(planned)
-                stretches += planned
-        here = None
-        for stretch in stretches:
-            if mine is not None and any(each.future is mine for each in stretch.waiting or ()):
-                here = stretch
-            else:
-                self._submit(stretch)
+        stretches: list[Stretch] = []
+        try:
+            with self._lock:
+                for pack in list(wanted):
+                    self._plan(pack, wanted[pack], stretches)
+                    del wanted[pack]
+            here = None
+            while stretches:
+                stretch = stretches[-1]
+                if mine is not None and any(each.future is mine for each in stretch.waiting or ()):
+                    here = stretch
+                else:
+                    self._submit(stretch)
+                stretches.pop()
+        except BaseException as error:
+            self._abandon(wanted, stretches, error)
+            raise
         if here is not None:
             self._run(here, mine)
+
+    def _plan(self, pack: PackId, ranges: list[Wanted], stretches: list[Stretch]) -> None:
+        """Add to `stretches` what to fetch for all that is wanted of a pack. The caller holds the lock."""
+        reads = self._reads(pack)
+        for each in list(ranges):
+            # It may be on its way by now.
+            ahead = self._take(reads, each)
+            if ahead is not None:
+                ranges.remove(each)
+                stretches += ahead
+        planned = reads.plan(ranges, self._ahead_room)
+        self._note_ahead(planned)
+        stretches += planned
+
+    def _abandon(
+        self, wanted: Mapping[PackId, Sequence[Wanted]], stretches: Sequence[Stretch], error: BaseException
+    ) -> None:
+        """Give an error to who waits for what was not begun: nobody would ever fetch it."""
+        if not isinstance(error, Exception):
+            error = StorageError("a request was interrupted before it was made. Read again.")
+        with self._lock:
+            for pack in wanted:
+                # It may know stretches that will never be.
+                self._packs.pop(pack, None)
+            waiting = [each for ranges in wanted.values() for each in ranges]
+            for stretch in stretches:
+                if not stretch.is_begun:
+                    stretch.is_begun = True
+                    waiting += self._end(stretch)
+                    self._reads(stretch.pack).remove(stretch)
+        for each in waiting:
+            _settle(each.future, error)
 
     def _reads(self, pack: PackId) -> PackReads:
         reads = self._packs.get(pack)
@@ -207,6 +236,11 @@ class PackFetcher:
 
     def _run(self, stretch: Stretch, mine: Slice | None = None) -> None:
         """Make a request, in the thread that waits for `mine` or in one of the fetcher's own."""
+        with self._lock:
+            if stretch.is_begun:
+                # It was queued, although there was no thread for it, and done by who wanted to queue it.
+                return
+            stretch.is_begun = True
         try:
             data = self.read_alone(stretch.pack, stretch.start, stretch.stop)
         except BaseException as error:
@@ -224,7 +258,7 @@ class PackFetcher:
             else:
                 self._reads(stretch.pack).remove(stretch)
         for each in waiting:
-            each.future.set_result(data[each.start - stretch.start : each.stop - stretch.start])
+            _settle(each.future, data[each.start - stretch.start : each.stop - stretch.start])
 
     def _fail(self, stretch: Stretch, error: BaseException, mine: Slice | None) -> None:
         """Give the error to those who asked for just this, or whose pack is gone; the others' ranges are fetched alone.
@@ -243,7 +277,7 @@ class PackFetcher:
             else:
                 is_its = mine is None or each.future is mine
             if is_its:
-                each.future.set_exception(error)
+                _settle(each.future, error)
             else:
                 self._submit(Stretch(stretch.pack, each.start, each.stop, None, [each]))
 
@@ -283,6 +317,15 @@ class PackFetcher:
         pool, self._pool = self._pool, None
         if pool is not None and not self._is_forked:
             pool.shutdown(wait=False)
+
+
+def _settle(future: Slice, outcome: memoryview | BaseException) -> None:
+    if future.done():
+        return
+    if isinstance(outcome, BaseException):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
 
 
 def _is_kept(stretch: Stretch) -> bool:

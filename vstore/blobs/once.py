@@ -32,11 +32,12 @@ _MARKS = _Marks()
 @contextmanager
 def without_waiting() -> Iterator[None]:
     """In the block, this thread gets `RequestNeededError` where it would wait for an object store."""
+    before = _MARKS.must_not_wait
     _MARKS.must_not_wait = True
     try:
         yield
     finally:
-        _MARKS.must_not_wait = False
+        _MARKS.must_not_wait = before
 
 
 def check_may_wait() -> None:

@@ -44,7 +44,7 @@ class Wanted(NamedTuple):
     @property
     def spacing(self) -> int:
         """How far from one such blob to the next, with the checksums that lie behind a large one."""
-        size = self.stop - self.start
+        size = max(self.stop - self.start, 1)
         return size if size <= CHECK_BLOCK_BYTES else size + 4 * -(-size // CHECK_BLOCK_BYTES)
 
 
@@ -72,6 +72,7 @@ class Stretch:
     waiting: list[Wanted] | None = field(default_factory=list)
     is_ahead: bool = False
     left: int = 0
+    is_begun: bool = False
 
     def __post_init__(self) -> None:
         self.left = self.stop - self.start

@@ -375,7 +375,7 @@ class LogCatalog:
             except OutcomeUnknownError:
                 if not tries_left:
                     raise
-        raise StorageError("unreachable")
+        raise InternalError("unreachable")
 
     def _spill(self, record: LogRecord, anew: bool) -> LogRecord:
         changes = plan_spill(record)
@@ -403,7 +403,9 @@ class LogCatalog:
     def _note_unsettled(self, transaction: TransactionId, sequence: int) -> None:
         self._unsettled[transaction] = max(sequence, self._unsettled.get(transaction, -1))
         while len(self._unsettled) > _MAX_UNSETTLED:
-            self._unsettled.pop(next(iter(self._unsettled)), None)
+            # Another thread may be at it too.
+            with contextlib.suppress(RuntimeError, StopIteration):
+                self._unsettled.pop(next(iter(self._unsettled)), None)
 
     def _restore_unsettled(self, transaction: Transaction | None, before: int | None) -> None:
         """Take back a note: that try surely did not land, but an earlier one may have."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from threading import Barrier, BrokenBarrierError
 
 from vstore.clock import Clock
 from vstore.errors import (
@@ -27,6 +27,7 @@ _TRIES = 5
 _PROBE_AGE_US = 600 * 1_000_000
 """A probe takes moments; one that is older has been left by a crash."""
 _READ_TRIES = 3
+_START_S = 10.0
 
 
 def probe(storage: Storage) -> None:
@@ -66,15 +67,25 @@ def _race(storage: Storage) -> int | None:
     """Run one race; return the number of winners, up to 1, or None if a reply was lost, so that it proves nothing."""
     name = probe_name(new_nonce())
     bodies = [new_nonce() for _ in range(RACERS)]
-    start = Barrier(RACERS)
+    start = Barrier(RACERS, timeout=_START_S)
 
     def create(body: bytes) -> bool | None:
-        start.wait()
+        try:
+            start.wait()
+        except BrokenBarrierError:
+            # The others did not come: there are no threads for them.
+            return None
         return _create(storage, name, body)
 
     try:
         with ThreadPoolExecutor(RACERS) as pool:
-            results = list(pool.map(create, bodies))
+            try:
+                results = list(pool.map(create, bodies))
+            except RuntimeError as error:
+                start.abort()
+                raise StorageError(
+                    f"{storage.url!r} was not tried out: the system has no more threads ({error}). Nothing was changed."
+                ) from error
         again = _create(storage, name, new_nonce())
         if None in results or again is None:
             return None

@@ -33,9 +33,9 @@ from vstore.catalog.base import (
 )
 from vstore.errors import (
     CorruptionError,
+    InternalError,
     ObjectNotFoundError,
     OutcomeUnknownError,
-    StorageError,
     VStoreError,
 )
 from vstore.format.envelope import BlobKind
@@ -274,7 +274,7 @@ class _Compactor:
                 pack.discard()
                 raise
             return pack.pack, pack.end
-        raise StorageError("unreachable")
+        raise InternalError("unreachable")
 
     def _fetch(self, blobs: list[_Copied]) -> dict[Digest, memoryview]:
         """Return the verified bytes of blobs, which are no more than a pack holds; neighbours in one request."""

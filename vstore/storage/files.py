@@ -74,7 +74,7 @@ def require_posix() -> None:
 
 def sync_file(fd: int) -> None:
     """Make a file durable: its bytes and its size."""
-    full_sync = getattr(fcntl, "FFULLFSYNC", None)
+    full_sync = getattr(fcntl, "F_FULLFSYNC", None)
     if full_sync is not None:
         # On macOS fsync stops at the drive's cache. Some file systems there only know fsync.
         try:

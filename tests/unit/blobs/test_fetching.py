@@ -18,6 +18,7 @@ from vstore.blobs.cache import CACHE
 from vstore.blobs.fetching import PackFetcher
 from vstore.blobs.packing import NO_SLOT, OpenPack
 from vstore.blobs.reader import BlobReader, ByteSpan
+from vstore.blobs.streams import PackReads
 from vstore.errors import CorruptionError, MissingBlobError, StorageError
 from vstore.format.envelope import BlobKind
 from vstore.format.refs import BlobRef
@@ -164,6 +165,54 @@ def test_a_reader_that_gives_up_leaves_the_others_their_fetch(storage: Gate) -> 
     storage.is_open.set()
     assert joined[0]() == blobs[0]
     assert len(storage.reads) == 1
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("planning")])
+@pytest.mark.parametrize("step", ["plan", "submit"])
+def test_nobody_waits_for_what_was_never_begun(
+    storage: Gate, monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException
+) -> None:
+    """The reader that makes the requests is interrupted, or meets a defect, before they are made."""
+    refs = write(storage, blobs_of(1000, 3))
+    fetcher = PackFetcher(storage)
+    places = [(ref.pack, ref.offset, ref.offset + ref.length) for ref in refs]
+
+    def fail(*_: object) -> None:
+        raise error
+
+    others = [fetcher._want(*place, 0) for place in places[:2]]
+    with monkeypatch.context() as patch:
+        if step == "plan":
+            patch.setattr(PackReads, "plan", fail)
+        else:
+            patch.setattr(fetcher, "_submit", fail)
+        with pytest.raises(type(error)):
+            fetcher._flush()
+    for other in others:
+        assert isinstance(other.exception(30), ValueError | StorageError)
+    for place in places:
+        assert len(fetcher.read(*place)) == 1000
+
+
+def test_a_request_is_made_once_where_there_are_no_threads_for_it(
+    storage: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An executor keeps what it was given even if it says that it could start no thread."""
+    refs = write(storage, blobs_of(1000, 2))
+    fetcher = PackFetcher(storage)
+    queued = []
+
+    class NoThreads:
+        def submit(self, act: Callable[..., None], *args: object) -> None:
+            queued.append((act, args))
+            raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(fetcher, "_threads", NoThreads)
+    fetcher.begin(refs[0].pack, refs[0].offset, refs[0].offset + 1000)
+    ((act, args),) = queued
+    act(*args)
+    assert len(storage.reads) == 1
+    assert len(fetcher.read(refs[0].pack, refs[0].offset, refs[0].offset + 1000)) == 1000
 
 
 def test_an_error_of_what_was_fetched_ahead_is_nobodys(storage: Gate) -> None:

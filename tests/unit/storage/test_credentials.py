@@ -75,6 +75,7 @@ STORES: list[tuple[Any, dict[str, str]]] = [
     (S3Store("bucket", credential_provider=Provider()), {}),
     (S3Store("bucket", client_options={"default_headers": {"Authorization": f"Bearer {SECRET}"}}), {}),
     (S3Store("bucket", client_options={"proxy_url": f"http://user:{SECRET}@proxy:1"}), {}),
+    (S3Store("bucket", client_options={"proxy_url": f"user:{SECRET}@proxy:1"}), {}),
     (S3Store("bucket", endpoint=f"https://user:{SECRET}@host"), {}),
     (GCSStore("bucket", bearer_token=SECRET), {}),
     (

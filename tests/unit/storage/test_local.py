@@ -937,3 +937,22 @@ def test_one_sync_covers_the_folders_that_others_made(tmp_path, monkeypatch):
     folders.forget()
     folders.ensure("packs/bb")
     assert len(synced) == 5
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_the_drive_itself_is_synced_where_the_system_can_do_that(
+    monkeypatch: pytest.MonkeyPatch, is_refused: bool
+) -> None:
+    """By the name that Python gives it on macOS; file systems that do not know it get a plain sync."""
+    calls: list[object] = []
+
+    def control(fd: int, command: int) -> None:
+        calls.append(command)
+        if is_refused:
+            raise OSError(errno.ENOTSUP, "not here")
+
+    monkeypatch.setattr(files.fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(files.fcntl, "fcntl", control)
+    monkeypatch.setattr(files.os, "fsync", lambda fd: calls.append("fsync"))
+    files.sync_file(0)
+    assert calls == ([51, "fsync"] if is_refused else [51])

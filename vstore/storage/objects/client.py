@@ -22,7 +22,7 @@ from vstore.storage.objects.requests import (
 )
 from vstore.storage.objects.retry import Tries
 from vstore.storage.objects.secrets import Redactor
-from vstore.storage.objects.stores import is_own_timeout, rebuilt, remedy, secrets_of
+from vstore.storage.objects.stores import blocking_provider_of, is_own_timeout, rebuilt, remedy, secrets_of
 
 T = TypeVar("T")
 
@@ -52,6 +52,7 @@ class Client:
         self._limiter = threading.Semaphore(options.max_requests)
         self._redact = Redactor(secrets_of(store))
         self._has_own_timeout = is_own_timeout(store)
+        self._provider = blocking_provider_of(store)
         self._rebuilt: dict[int, Any] = {}
         self._answered = False
 
@@ -115,5 +116,5 @@ class Client:
         store = self._rebuilt.get(factor)
         if store is None:
             timeout_s = None if self._has_own_timeout else factor * self._options.attempt_timeout_s
-            store = self._rebuilt.setdefault(factor, rebuilt(self._store, timeout_s))
+            store = self._rebuilt.setdefault(factor, rebuilt(self._store, timeout_s, self._provider))
         return store

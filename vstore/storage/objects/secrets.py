@@ -116,7 +116,9 @@ def public_settings(
     client = {
         key: value
         for key, value in client_options.items()
-        if key in _PUBLIC_CLIENT_OPTIONS and _is_public(value)
+        if key in _PUBLIC_CLIENT_OPTIONS
+        and _is_public(value)
+        and not (key == "proxy_url" and "@" in str(value))
     }
     headers = client_options.get("default_headers") or {}
     shown = {name: value for name, value in headers.items() if name.lower() in _PUBLIC_HEADERS}
@@ -177,7 +179,14 @@ def secret_values(config: Mapping[str, Any], client_options: Mapping[str, Any]) 
             if key not in client and key not in ("default_headers", "proxy_url")
         ),
         *(value for name, value in headers.items() if name not in shown),
+        *_passwords(str(client_options.get("proxy_url") or "")),
     ]
+
+
+def _passwords(proxy_url: str) -> list[str]:
+    """Return what of a proxy's address must not be shown, with or without a scheme before it."""
+    user, at, _ = proxy_url.rpartition("@")
+    return re.split("[:/]+", user.partition("://")[2] or user) if at else []
 
 
 def _is_public(value: Any) -> bool:

@@ -47,8 +47,16 @@ def _redactor(options: Mapping[str, Any]) -> Redactor:
     return Redactor(secret_values({key: value for key, value in config.items() if key != "config"}, client))
 
 
-def rebuilt(store: Any, timeout_s: float | None) -> Any:
+def blocking_provider_of(store: Any) -> BlockingProvider | None:
+    """Return the store's credential provider as it can be used in blocking calls, if it has one."""
+    provider = getattr(store, "credential_provider", None) if is_remote(store) else None
+    return None if provider is None else BlockingProvider(provider)
+
+
+def rebuilt(store: Any, timeout_s: float | None, provider: BlockingProvider | None) -> Any:
     """Return a store like `store` whose own retries are off; `timeout_s`, if given, is the time of a whole request.
+
+    `provider` takes the place of its own.
 
     What obstore does not reach over a network, and what only looks like its stores, is returned as it is.
     """
@@ -59,9 +67,8 @@ def rebuilt(store: Any, timeout_s: float | None) -> Any:
     if timeout_s is not None:
         timeout = f"{max(1, round(timeout_s * 1000))}ms"
         settings["client_options"] = {**(settings.get("client_options") or {}), "timeout": timeout}
-    provider = settings.get("credential_provider")
     if provider is not None:
-        settings["credential_provider"] = BlockingProvider(provider)
+        settings["credential_provider"] = provider
     made = type(store).__new__(type(store), *arguments, **settings)
     vars(made).update(vars(store))
     return made
