@@ -55,6 +55,9 @@ from vstore.tree import FANOUT, PageSink
 _HOT = (Space.VALUE, Space.BRANCH, Space.TAG, Space.SESSION, Space.PACK)
 """What every opening asks for comes first."""
 _ROOM_BYTES = 256
+NEAR = 1000
+"""Numbers that a log may have taken beyond the newest operation: none or a few."""
+_MOVE_LOG = "Move the folder 'log' elsewhere, then try again."
 
 
 # --- the record ------------------------------------------------------------------------------------------------
@@ -252,17 +255,34 @@ def publish_record(storage: Storage, record: LogRecord, after: int, clock: Clock
         raise _taken(storage, number)
     with contextlib.suppress(StorageError):
         storage.write(LATEST, data, durable=False)
-    if storage.size(REPO) is None:
-        # The next writer makes it if this fails.
-        with contextlib.suppress(StorageError):
+    # The record is there: nothing that fails now is told. The next writer makes it.
+    with contextlib.suppress(StorageError):
+        if storage.size(REPO) is None:
             storage.create(REPO, encode_identity_object(record.identity))
 
 
-def next_number(storage: Storage, after: int) -> int:
-    """Return the number that a record after number `after` must have at least: jumps are never taken back."""
+def newest_number(storage: Storage) -> int:
+    """Return the number of the newest record, whatever the hint says; `RepositoryNotFoundError` if there is none."""
+    reader = LogReader(storage)
+    return (reader.confirm(reader.resolve(None)) or reader.resolve_unaided()).sequence
+
+
+def next_number(
+    storage: Storage, after: int, sequence: int, *, near: int = NEAR, remedy: str = _MOVE_LOG
+) -> int:
+    """Return the number that a record after number `after` must have at least: jumps are never taken back.
+
+    Raises `StorageError` if it is more than `near` above `sequence`, the newest operation's: for each number between
+    an operation must be made, and a tombstone alone, which may be damaged or forged, says how many.
+    """
     reader, number = LogReader(storage), after + 1
     while isinstance(found := reader.read(number), Tombstone):
         number = found.head
+        if number > sequence + near:
+            raise StorageError(
+                f"the log in {storage.url!r} goes on to number {number}, far beyond the {sequence} operations of this "
+                f"repository. {remedy}"
+            )
     return number
 
 
@@ -289,5 +309,5 @@ def _settle(
 def _taken(storage: Storage, number: int) -> RepositoryExistsError:
     return RepositoryExistsError(
         f"{storage.url!r} has a catalog that somebody else wrote to meanwhile (number {number} of its log is taken). "
-        "Nothing was changed; look at it, then decide."
+        "Its state was not replaced, but a number of its log may be passed over now; look at it, then decide."
     )

@@ -44,7 +44,7 @@ from vstore.catalog.handover import (
 from vstore.catalog.location import find_catalog, open_catalog
 from vstore.catalog.log import LogCatalog
 from vstore.catalog.log_head import LogReader
-from vstore.catalog.log_import import next_number
+from vstore.catalog.log_import import NEAR, newest_number, next_number
 from vstore.errors import (
     ConflictError,
     InternalError,
@@ -64,8 +64,9 @@ from vstore.storage.local import LocalStorage
 from vstore.transfer.catalogs import NOTHING, directory_of, stage, state_view
 
 _TRIES = 20
-_NEAR = 1000
-"""Operations behind a closing one, and numbers that a closed log has taken since: none or a few."""
+_FAR = 100_000
+"""Numbers that an update of a copy, which was interrupted, may have jumped: what was done since the one before it."""
+_COPY_AGAIN = "Copy the repository to it again: that goes on from there."
 
 
 def convert_catalog(handle: Handle, kind: str, progress: Progress) -> Catalog:
@@ -75,7 +76,7 @@ def convert_catalog(handle: Handle, kind: str, progress: Progress) -> Catalog:
     wanted: CatalogKind = "sqlite" if kind == "sqlite" else "log"
     with sole_change_of(handle.storage):
         _Conversion(handle, wanted, progress).run()
-    return open_catalog(handle.storage, PackSpill(handle.storage))
+    return open_catalog(handle.storage, PackSpill(handle.storage), clock=handle.clock)
 
 
 @contextlib.contextmanager
@@ -120,8 +121,10 @@ class _Conversion:
         counting = find_catalog(self._storage, PackSpill(self._storage))
         # The handle may be of what was here before.
         self._handle.catalog.close()
-        self._catalog = open_catalog(self._storage, PackSpill(self._storage))
+        self._catalog = open_catalog(self._storage, PackSpill(self._storage), clock=self._handle.clock)
         try:
+            # What a hint alone has shown is not carried over.
+            self._catalog.confirm()
             if counting == self._kind:
                 self._mend()
             else:
@@ -134,17 +137,17 @@ class _Conversion:
     def _convert(self) -> None:
         can_close = self._check()
         self._progress(0, 4, "closing the old catalog")
-        if can_close:
-            self._close()
-        else:
-            self._unclosed_at = self._sequence()
-        self._progress(1, 4, "making the new catalog")
         try:
+            if can_close:
+                self._close()
+            else:
+                self._unclosed_at = self._sequence()
+            self._progress(1, 4, "making the new catalog")
             with self._catalog.reading() as view:
                 state = self._state(view)
                 staged = stage(self._storage, self._kind, state, self._after(), self._handle.clock)
-        except VStoreError:
-            # Nothing is lost yet: let them go on with the old one.
+        except BaseException:
+            # Nothing is lost yet: let them go on with the old one, also if memory is short or a key was pressed.
             with contextlib.suppress(VStoreError):
                 self._reopen()
             raise
@@ -207,13 +210,7 @@ class _Conversion:
             self._catalog.update(self._transaction((), (), {}))
 
     def _needed_number(self) -> int:
-        number = next_number(self._storage, self._after())
-        if number > self._sequence() + _NEAR:
-            raise StorageError(
-                f"the log in {self._storage.url!r} goes on to number {number}, far beyond the {self._sequence()} "
-                "operations of this repository. Move the folder 'log' elsewhere, then convert again."
-            )
-        return number
+        return self._needed_number_after(self._sequence())
 
     def _sequence(self) -> int:
         with self._catalog.reading() as view:
@@ -224,7 +221,7 @@ class _Conversion:
         if self._kind == "sqlite":
             return NOTHING
         try:
-            return LogReader(self._storage).resolve(None).sequence
+            return newest_number(self._storage)
         except RepositoryNotFoundError:
             return NOTHING
 
@@ -248,10 +245,16 @@ class _Conversion:
         return Exported(state_view(view), more=(closing, *more))
 
     def _needed_number_after(self, sequence: int) -> int:
-        return max(sequence, next_number(self._storage, self._after()))
+        after = self._after()
+        if after > sequence + NEAR:
+            raise StorageError(
+                f"the log in {self._storage.url!r} has {after} operations, far beyond the {sequence} of this "
+                "repository. Move the folder 'log' elsewhere, then try again."
+            )
+        return max(sequence, next_number(self._storage, after, sequence))
 
     def _original_status(self, view: CatalogView) -> bytes | None:
-        for operation in islice(view.iter_operations(), _NEAR):
+        for operation in islice(view.iter_operations(), NEAR):
             if conversion_of(operation):
                 status = operation.details.get("status")
                 return None if status is None else str(status).encode()
@@ -282,7 +285,7 @@ class _Conversion:
     def _pass_over_jump(self) -> None:
         """Make the record that an interrupted update of a copy has left out, of what was there before it."""
         after = self._after()
-        number = next_number(self._storage, after)
+        number = next_number(self._storage, after, after, near=_FAR, remedy=_COPY_AGAIN)
         if number == after + 1:
             return
         with self._catalog.reading() as view:

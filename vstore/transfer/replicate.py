@@ -3,7 +3,8 @@
 The order, which makes a copy whole or not there, whatever happens to the source meanwhile and wherever it stops:
 
 1. The place is looked at; its object `repo` says whose it will be.
-2. A state of the source is looked at, and the packs that it needs are copied: nearly all the bytes.
+2. A state of the source is looked at, and the packs that it needs are copied: nearly all the bytes. So is what newer
+   states need by then, until nothing is missing.
 3. The newest state is staged beside what the place holds. This is the moment that the copy will be of.
 4. The packs that it needs and that step 2 did not know of are copied.
 5. The staged state is shown, in one step.
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -51,6 +52,8 @@ from vstore.transfer.plan import MovedOnError, Needs
 from vstore.transfer.target import claim, look_at, relate, require_elsewhere
 
 _ROUNDS = 10
+_CATCH_UPS = 10
+"""Looks at a source that is written to all the time; each is of what came while the last was copied."""
 _QUESTIONS_AT_ONCE = 16
 
 
@@ -120,7 +123,9 @@ class _Replication:
         self._sizes: dict[PackId, int] = {}
         self._ready: set[PackId] = set()
         self._lost: PackId | None = None
-        self._copy = look_at(self._target, handle.catalog.identity)
+        # Nothing is copied on the word of a hint, nor is a place claimed.
+        handle.catalog.confirm()
+        self._copy = look_at(self._target, handle.catalog.identity, handle.clock)
         self._kind = self._choose_kind()
         self._report = CopyReport(
             request.dry_run, self._target.url, self._kind, handle.catalog.identity.repository.hex()
@@ -144,6 +149,9 @@ class _Replication:
 
     def plan(self) -> CopyReport:
         """Say what would be copied."""
+        return self._in_rounds(self._plan_once)
+
+    def _plan_once(self) -> CopyReport:
         with self._reading() as view:
             relation = relate(self._copy, view, self._target)
             roots = take_roots(view)
@@ -160,20 +168,19 @@ class _Replication:
     # --- the real one ------------------------------------------------------------------------------------------
 
     def run(self) -> CopyReport:
-        """Copy, in as many rounds as the source's own clearing up makes necessary."""
+        """Copy what is not there."""
         self._prepare_place()
-        with self._reading() as view:
-            relation = relate(self._copy, view, self._target)
-            if not relation.is_behind and relation.has_own:
-                # Nothing but what keeps it well was done to it, and nothing at all to the source.
-                return self._fill_report(take_roots(view), (), is_current=True)
+        return self._in_rounds(self._round)
+
+    def _in_rounds(self, act: Callable[[], CopyReport]) -> CopyReport:
+        """Do this in as many rounds as the source's own clearing up makes necessary."""
         for _ in range(_ROUNDS):
             try:
-                return self._round()
+                return act()
             except (MovedOnError, StaleStateError):
                 # What was named by states before may be what is gone.
                 self._needs = Needs(self._handle)
-                self._sizes = {}
+                self._sizes = {pack: size for pack, size in self._sizes.items() if pack in self._ready}
         raise StorageError(
             f"packs kept being deleted from {self._handle.storage.url} while they were to be copied, in {_ROUNDS} "
             "tries. What was copied stays; call again when no garbage collection is running."
@@ -182,7 +189,7 @@ class _Replication:
     def _prepare_place(self) -> None:
         """See that the place can be written, and say whose it is."""
         if self._copy.newest != NOTHING:
-            existing = open_catalog(self._target, PackSpill(self._target))
+            existing = open_catalog(self._target, PackSpill(self._target), clock=self._handle.clock)
             try:
                 existing.check_writable()
             finally:
@@ -197,7 +204,7 @@ class _Replication:
             new = SqliteCatalog(directory_of(self._target))
             if not new.can_lock():
                 new.check_writable()
-        claim(self._target, self._handle.catalog.identity)
+        claim(self._target, self._handle.catalog.identity, self._handle.clock)
         if self._kind == "sqlite":
             from vstore.catalog.sqlite.importing import remove_temporary
 
@@ -205,9 +212,14 @@ class _Replication:
 
     def _round(self) -> CopyReport:
         with self._reading() as view:
+            relation = relate(self._copy, view, self._target)
             roots = take_roots(view)
         packs = self._packs_of(roots)
-        self._bring(packs)
+        if not relation.is_behind and relation.has_own:
+            # Nothing but what keeps it well was done to it, and nothing at all to the source.
+            self._look_at_sizes(packs)
+            return self._fill_report(roots, packs, is_current=True)
+        self._catch_up(packs)
         with self._reading() as view:
             relation = relate(self._copy, view, self._target)
             roots = take_roots(view)
@@ -223,11 +235,21 @@ class _Replication:
             staged.discard()
         return self._fill_report(roots, packs)
 
+    def _catch_up(self, packs: set[PackId]) -> None:
+        """Copy `packs`, and what newer states need meanwhile: what is staged keeps the copy's other writers waiting."""
+        for _ in range(_CATCH_UPS):
+            self._bring(packs)
+            with self._reading() as view:
+                roots = take_roots(view)
+            packs = self._packs_of(roots)
+            if packs <= self._ready:
+                return
+
     def _stage(self, view: CatalogView) -> Staged:
         # Numbers and epoch of a copy only grow, also where its own housekeeping took some.
         last = self._copy.newest + 1
         if self._kind == "log":
-            last = next_number(self._target, self._copy.newest)
+            last = next_number(self._target, self._copy.newest, max(view.sequence, last))
         more = fillers(view.sequence + 1, last, self._handle.clock.now_us(), self._handle.author)
         # So that a gc of the copy that is at work looks anew.
         epoch = 0 if self._copy.newest == NOTHING else self._copy.epoch + 1
@@ -268,6 +290,8 @@ class _Replication:
     def _bring(self, packs: set[PackId]) -> None:
         """Copy those of `packs` that the target lacks, and look at those that it has."""
         wanted = sorted(packs - self._ready)
+        if not wanted:
+            return
         self._look_at_sizes(wanted)
         present = self._list(self._target)
         self._remove_staged(packs)

@@ -16,7 +16,9 @@ from vstore.blobs.spill import PackSpill
 from vstore.catalog.base import Catalog, CatalogView, Identity
 from vstore.catalog.handover import CatalogKind
 from vstore.catalog.location import find_catalog, open_catalog
+from vstore.catalog.log_patience import Patience
 from vstore.catalog.state import decode_identity, encode_identity
+from vstore.clock import Clock
 from vstore.errors import (
     AlreadyExistsError,
     ConflictError,
@@ -70,17 +72,18 @@ class Relation(NamedTuple):
     has_own: bool
 
 
-def look_at(storage: Storage, identity: Identity) -> Copy:
+def look_at(storage: Storage, identity: Identity, clock: Clock) -> Copy:
     """Return what is in `storage`; raise if it is neither empty nor a copy of this repository, nor a part of one."""
     kind = find_catalog(storage, PackSpill(storage))
     if kind is not None:
         try:
-            catalog = open_catalog(storage, PackSpill(storage))
+            catalog = open_catalog(storage, PackSpill(storage), clock=clock)
         except RepositoryNotFoundError:
             # The last step of a first copy was interrupted; a log's number 0 is there already.
             _require_same(_claimed_by(storage), identity, storage)
             return Copy(None)
         try:
+            catalog.confirm()
             return _existing(storage, kind, catalog, identity)
         finally:
             catalog.close()
@@ -92,12 +95,25 @@ def look_at(storage: Storage, identity: Identity) -> Copy:
     return Copy(None)
 
 
-def claim(storage: Storage, identity: Identity) -> None:
+def claim(storage: Storage, identity: Identity, clock: Clock) -> None:
     """Say that the place is for a copy of this repository."""
-    try:
-        storage.create(REPO, encode_identity_object(encode_identity(identity)))
-    except (ObjectExistsError, OutcomeUnknownError):
-        _require_same(_claimed_by(storage), identity, storage)
+    patience = Patience(clock)
+    while True:
+        try:
+            storage.create(REPO, encode_identity_object(encode_identity(identity)))
+            return
+        except ObjectExistsError:
+            found = _claimed_by(storage)
+            break
+        except OutcomeUnknownError as error:
+            found = _claimed_by(storage)
+            if found is not None:
+                break
+            patience.note_trouble(error)
+            if patience.is_spent:
+                raise
+        patience.wait()
+    _require_same(found, identity, storage)
 
 
 def relate(copy: Copy, view: CatalogView, storage: Storage) -> Relation:

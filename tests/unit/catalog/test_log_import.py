@@ -141,7 +141,7 @@ def test_a_jump_without_its_record_is_no_repository() -> None:
     storage.create(REPO, b"x")
     with pytest.raises(RepositoryNotFoundError, match="not finished"):
         LogCatalog.open(storage, PackSpill(storage))
-    assert next_number(storage, -1) == 7
+    assert next_number(storage, -1, 0) == 7
 
 
 def test_until_the_record_is_there_the_state_before_the_jump_holds() -> None:
@@ -271,3 +271,24 @@ def test_adding_a_snapshot_after_all_is_as_ever() -> None:
     transaction = Transaction(new_transaction_id(), 0, OperationKind.COMMIT, 1, "", (), updates)
     assert isinstance(made.update(transaction), Applied)
     assert made.check() == []
+
+
+def test_what_fails_after_the_record_is_there_is_not_told() -> None:
+    class Deaf(FaultyStorage):
+        def size(self, name: str) -> int | None:
+            if name == REPO:
+                raise StorageError("no answer")
+            return super().size(name)
+
+    source, storage = log_of(2), memory()
+    with source.reading() as view:
+        record = build_record(Exported(view), PackSpill(storage))
+    publish_record(Deaf(storage), record, -1, SYSTEM_CLOCK)
+    assert state_of(LogCatalog.open(storage, PackSpill(storage))) == state_of(source)
+
+
+def test_a_jump_far_beyond_is_refused() -> None:
+    storage = memory()
+    unfinished(storage, 0, 5000)
+    with pytest.raises(StorageError, match="far beyond"):
+        next_number(storage, -1, 10)

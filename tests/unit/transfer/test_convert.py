@@ -10,18 +10,19 @@ from pathlib import Path
 import pytest
 
 import vstore
-from tests.repositories import LOCAL_KINDS, Place, commit, contents, quick_folder, write
+from tests.repositories import LOCAL_KINDS, HandClock, Place, commit, contents, quick_folder, write
 from tests.unit.ops.repositories import FUTURE
 from tests.unit.transfer.houses import contents_of, furnish, require_converted, require_sound, state_of
 from vstore.catalog import location
 from vstore.catalog.base import STATUS, SetValue, Transaction
 from vstore.catalog.handover import closing_status
 from vstore.catalog.location import find_catalog
+from vstore.catalog.log import LogCatalog
 from vstore.catalog.sqlite import SqliteCatalog
 from vstore.format.log_record import Tombstone, encode_tombstone
 from vstore.format.record import OperationKind
 from vstore.ids import new_transaction_id
-from vstore.keys.objects import SQLITE_FILE, log_name
+from vstore.keys.objects import LATEST, SQLITE_FILE, log_name
 from vstore.storage.local import LocalStorage
 from vstore.transfer.convert import sole_change_of
 
@@ -288,8 +289,9 @@ def test_sqlite_that_could_not_be_closed_stays_until_the_log_took_over_just_its_
         assert SQLITE_FILE not in os.listdir(place.location)
 
 
+@pytest.mark.parametrize("error", [vstore.OutOfSpaceError("no space"), MemoryError(), KeyboardInterrupt()])
 def test_a_failure_before_anything_is_in_place_opens_the_old_catalog_again(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    error: BaseException, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = Place.new("sqlite", folder)
     with place.create() as repository:
@@ -297,10 +299,60 @@ def test_a_failure_before_anything_is_in_place_opens_the_old_catalog_again(
             commit(repository, {"v": b"%d" % number})
 
         def full(*arguments: object) -> None:
-            raise vstore.OutOfSpaceError("no space")
+            raise error
 
         monkeypatch.setattr("vstore.transfer.convert.stage", full)
-        with pytest.raises(vstore.OutOfSpaceError):
+        with pytest.raises(type(error)):
             repository.convert_catalog("log")
         commit(repository, {"v": b"more"})
         assert repository.status == "online"
+
+
+def test_a_jump_far_beyond_makes_no_operations(folder: Path) -> None:
+    with Place.new("sqlite", folder).create() as repository:
+        repository.handle.storage.create(log_name(0), encode_tombstone(Tombstone(0, 5000)))
+        with pytest.raises(vstore.StorageError, match="far beyond"):
+            repository.convert_catalog("log")
+        commit(repository, {"v": b"1"})
+    with Place.new("log", folder / "log").create() as repository:
+        repository.handle.storage.create(log_name(1), encode_tombstone(Tombstone(1, 10**9)))
+        with pytest.raises(vstore.StorageError, match="Copy the repository to it again"):
+            repository.convert_catalog("log")
+
+
+def test_sqlite_that_can_not_be_closed_and_a_jump_far_beyond(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place.new("sqlite", folder)
+    place.create().close()
+    share(monkeypatch)
+    with place.open() as repository:
+        repository.handle.storage.create(log_name(0), encode_tombstone(Tombstone(0, 5000)))
+        with pytest.raises(vstore.StorageError, match="far beyond"):
+            repository.convert_catalog("log")
+
+
+def test_a_hint_that_lies_is_not_converted(folder: Path) -> None:
+    place = Place.new("log", folder)
+    with place.create() as repository:
+        commit(repository, {"mine": b"1"})
+        repository.backup(folder / "other")
+    with vstore.Repository.open(folder / "other") as other:
+        for _ in range(3):
+            commit(other, {"theirs": b"2"})
+        other.convert_catalog("log")
+        hint = other.handle.storage.read_whole(LATEST, 1 << 20)
+    LocalStorage(place.location).write(LATEST, hint)
+    with place.open() as repository:
+        repository.convert_catalog("sqlite")
+        assert contents(repository.readonly_session("main")) == {"mine": b"1"}
+        require_sound(repository)
+
+
+def test_the_clock_is_kept(folder: Path) -> None:
+    clock = HandClock()
+    with Place.new("sqlite", folder).create(clock=clock) as repository:
+        repository.convert_catalog("log")
+        catalog = repository.handle.catalog
+        assert isinstance(catalog, LogCatalog)
+        assert catalog._clock is clock

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,13 +16,14 @@ import pytest
 from obstore.store import MemoryStore
 
 import vstore
-from tests.repositories import GROUP, KINDS, Place, commit, contents, drop, quick_folder, write
+from tests.repositories import GROUP, KINDS, HandClock, Place, commit, contents, drop, quick_folder, write
 from tests.unit.ops.repositories import FUTURE
 from tests.unit.transfer.houses import contents_of, furnish, require_sound, state_of
 from vstore.catalog.location import find_catalog
+from vstore.catalog.log import StaleStateError
 from vstore.format.log_record import Tombstone, encode_identity_object, encode_tombstone
 from vstore.ids import PackId
-from vstore.keys.objects import PACK_PREFIX, REPO, log_name, pack_name, parse_pack_name
+from vstore.keys.objects import LATEST, PACK_PREFIX, REPO, SQLITE_FILE, log_name, pack_name, parse_pack_name
 from vstore.storage.base import Storage
 from vstore.storage.local import LocalStorage
 from vstore.storage.objects import ObjectStorage
@@ -602,3 +605,129 @@ def test_an_interrupted_update_can_be_taken_back_without_the_source(folder: Path
             session.commit("now")
         assert [info.id for info in repository.ancestry(branch="main")][1] == first
         require_sound(repository)
+
+
+# --- what misleads, and what does not answer -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("whose", ["another repository", "another copy"])
+def test_a_hint_that_lies_is_not_copied(whose: str, folder: Path) -> None:
+    source, other, target = (
+        Place.new("memory", folder),
+        Place.new("memory", folder),
+        ObjectStorage(MemoryStore()),
+    )
+    with source.create() as repository:
+        commit(repository, {"mine": b"1"})
+        if whose == "another copy":
+            repository.copy_to(other.location)
+        else:
+            other.create().close()
+    with other.open() as another:
+        for _ in range(3):
+            commit(another, {"theirs": b"2"})
+    hint = ObjectStorage(other.location).read_whole(LATEST, 1 << 20)
+    ObjectStorage(source.location).write(LATEST, hint)
+    with source.open() as repository:
+        repository.copy_to(target)
+    with vstore.Repository.open(target) as copy:
+        assert contents(copy.readonly_session("main")) == {"mine": b"1"}
+        require_sound(copy)
+
+
+def test_a_hint_that_lies_at_the_target(folder: Path) -> None:
+    target, other = MemoryStore(), MemoryStore()
+    with Place.new("sqlite", folder).create() as repository:
+        commit(repository, {"mine": b"1"})
+        repository.copy_to(target)
+        repository.copy_to(other)
+        commit(repository, {"mine": b"2"})
+        with vstore.Repository.open(other) as another:
+            for _ in range(3):
+                commit(another, {"theirs": b"2"})
+        ObjectStorage(target).write(LATEST, ObjectStorage(other).read_whole(LATEST, 1 << 20))
+        repository.copy_to(target)
+        with vstore.Repository.open(target) as copy:
+            assert contents(copy.readonly_session("main")) == {"mine": b"2"}
+            require_sound(copy)
+
+
+def test_a_jump_far_beyond_makes_no_operations(folder: Path) -> None:
+    target = MemoryStore()
+    with Place.new("sqlite", folder).create() as repository:
+        repository.copy_to(target)
+        commit(repository, {"v": b"1"})
+        ObjectStorage(target).create(log_name(1), encode_tombstone(Tombstone(1, 5000)))
+        with pytest.raises(vstore.StorageError, match="far beyond"):
+            repository.copy_to(target)
+
+
+def test_a_lost_request_to_claim_the_place_is_made_again(folder: Path) -> None:
+    with Place.new("sqlite", folder).create(clock=HandClock()) as repository:
+
+        class Deaf(FaultyStorage):
+            left = 1
+
+            def create(self, name: str, data: bytes) -> None:
+                if name == REPO and self.left:
+                    self.left -= 1
+                    raise vstore.OutcomeUnknownError("lost")
+                super().create(name, data)
+
+        bare = ObjectStorage(MemoryStore())
+        repository.copy_to(Deaf(bare))
+        with vstore.Repository.open(bare) as copy:
+            require_sound(copy)
+        deaf = Deaf(ObjectStorage(MemoryStore()))
+        deaf.left = 1000
+        with pytest.raises(vstore.OutcomeUnknownError):
+            repository.copy_to(deaf)
+        assert deaf.left > 900
+
+
+def test_a_dry_run_looks_again_when_the_source_moved_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named_by, left = Needs.named_by, [MovedOnError("gone"), StaleStateError("old")]
+
+    def gone(*arguments: Any) -> Any:
+        if left:
+            raise left.pop()
+        return named_by(*arguments)
+
+    with Place.new("sqlite", folder).create() as repository:
+        commit(repository, {"v": b"1" * 3000})
+        monkeypatch.setattr(Needs, "named_by", gone)
+        assert repository.backup(folder / "there", dry_run=True).copied_packs == 2
+
+
+def test_a_current_copy_with_its_own_housekeeping_says_what_is_needed(folder: Path) -> None:
+    with Place.new("sqlite", folder).create() as repository:
+        commit(repository, {"v": b"1" * 3000})
+        first = repository.backup(folder / "there")
+        with vstore.Repository.open(folder / "there") as copy:
+            copy.readonly_session("main", lease=timedelta(days=1)).close()
+        again = repository.backup(folder / "there")
+        assert again.is_current
+        assert (again.packs, again.bytes) == (first.packs, first.bytes)
+        assert again.packs
+
+
+def test_a_copy_is_not_locked_while_packs_come(folder: Path) -> None:
+    with Place.new("sqlite", folder).create() as repository:
+        repository.backup(folder / "there")
+        commit(repository, {"v": os.urandom(3000)})
+        calls: list[str] = []
+
+        def act(done: int, total: int, what: str) -> None:
+            if not what.startswith("bytes"):
+                return
+            with contextlib.closing(sqlite3.connect(folder / "there" / SQLITE_FILE, timeout=0)) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                connection.rollback()
+            calls.append(what)
+            if len(calls) < 4:
+                commit(repository, {"late": os.urandom(3000)})
+
+        assert repository.backup(folder / "there", progress=act).copied_packs == 4
+        assert len(calls) >= 4
