@@ -60,7 +60,7 @@ from vstore.history import (
     resolve,
 )
 from vstore.ids import SnapshotId, new_repository_id, new_transaction_id
-from vstore.keys.objects import pack_name
+from vstore.keys.objects import PACK_PREFIX, pack_name
 from vstore.keys.zarr import normalize_prefix
 from vstore.maintenance import Maintenance
 from vstore.refs import MAIN
@@ -80,6 +80,7 @@ if TYPE_CHECKING:
 ROOT_MESSAGE = "Repository initialized"
 _BATCH = 256
 _OPENING_TRIES = 5
+_LARGEST_FIRST_PACK = 4096
 Location: TypeAlias = Any
 """A path, a URL, or an obstore store."""
 
@@ -145,6 +146,7 @@ class Repository(Maintenance):
             raise RepositoryExistsError(
                 f"{storage.url} already holds a repository. Open it with Repository.open, or choose another place."
             )
+        _require_no_data(storage)
         config = config or RepositoryConfig()
         name = default_author() if author is None else author
         identity = Identity(new_repository_id(), FORMAT_VERSION, (), clock.now_us())
@@ -346,6 +348,8 @@ class Repository(Maintenance):
             return open_session()
 
     def _open_writable(self, branch: str) -> Session:
+        # Before anything is built on what only a hint has shown.
+        self._opened.catalog.confirm()
         self._expect(branch)
         with self._opened.catalog.reading() as view:
             self._settle_config(view)
@@ -791,6 +795,15 @@ def open(location: Location, **options: Any) -> Repository:  # noqa: A001
 
 def _restored(handle: Handle, default_metadata: dict[str, Any], is_config_recalled: bool) -> Repository:
     return Repository(handle, default_metadata, is_config_recalled=is_config_recalled)
+
+
+def _require_no_data(storage: Storage) -> None:
+    """Raise `RepositoryExistsError` where packs lie that can't be left of a `create` which was interrupted."""
+    if any(info.size > _LARGEST_FIRST_PACK for info in storage.list(PACK_PREFIX)):
+        raise RepositoryExistsError(
+            f"{storage.url} holds packs of a repository whose catalog is gone; a new one would take them for garbage. "
+            "vstore.rebuild_catalog makes a catalog of them. For a new repository choose another place."
+        )
 
 
 def _decoded_config(stored: bytes | None) -> RepositoryConfig:

@@ -58,6 +58,9 @@ SESSION_REGISTRATION_US = 7 * 24 * 3600 * 1_000_000
 """What a registration says of its expiry; only an explicit update ends it."""
 
 
+_NOT_KNOWN: Any = object()
+
+
 class Session:
     """A view of one snapshot; writable ones add changes on top. Made by a `Repository`. Thread-safe."""
 
@@ -69,8 +72,12 @@ class Session:
         branch: str | None = None,
         default_metadata: Mapping[str, Any] | None = None,
         epoch: int = 0,
+        root: Child | None = _NOT_KNOWN,
     ) -> None:
-        """`epoch` is the catalog's when `entry` was looked up; an earlier one only makes a commit look twice."""
+        """`epoch` is the catalog's when `entry` was looked up; an earlier one only makes a commit look twice.
+
+        `root` is the snapshot's, if that is known; else it is read.
+        """
         if branch is not None:
             require_writable(handle.storage)
         self._handle = handle
@@ -95,8 +102,12 @@ class Session:
         self._origin = Origin(OperationKind.COMMIT)
         self._rebases = 0
         self._encode: Encode | None = None
-        blobs = handle.open_snapshot(entry)
-        self._tree = self._clean_tree(blobs, blobs.snapshot(entry.ref).root)
+        if root is _NOT_KNOWN:
+            blobs = handle.open_snapshot(entry)
+            root = blobs.snapshot(entry.ref).root
+        else:
+            blobs = handle.blobs_for(entry.id)
+        self._tree = self._clean_tree(blobs, root)
 
     def _clean_tree(self, blobs: BlobReader, root: Child | None) -> Worktree:
         """Return a worktree without changes; nothing is read for it."""
@@ -691,7 +702,9 @@ class Session:
         with self._lock:
             changes = freeze(self._tree) if self._tree.mutations else None
             was_writable = not self._is_read_only or self._is_copy
-            return (_unpickle, (self._handle, self._entry, self._branch, self._id, was_writable, changes))
+            # With the root, so that nothing is asked for where it is unpickled: an error there would have no task.
+            base = self._entry, self._tree.nodes.root
+            return (_unpickle, (self._handle, *base, self._branch, self._id, was_writable, changes))
 
     commit_async = async_twin(commit)
     amend_async = async_twin(amend)
@@ -705,13 +718,14 @@ class Session:
 def _unpickle(
     handle: Handle,
     entry: SnapshotEntry,
+    root: Child | None,
     branch: str | None,
     session: SessionId,
     was_writable: bool,
     changes: FrozenChanges | None,
 ) -> Session:
     """Return a copy of a session: it reads what the original read when it was pickled, and can't write."""
-    copy = Session(handle, entry)
+    copy = Session(handle, entry, root=root)
     copy._branch = branch
     copy._id = session
     copy._is_copy = was_writable

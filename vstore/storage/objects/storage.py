@@ -299,10 +299,17 @@ class ObjectStorage:
 
     def _list(self, prefix: str) -> Iterator[ObjectInfo]:
         listing = Listing(self._client, self._prefix + prefix, self._where(prefix), in_order=self._in_order)
+        is_empty = True
         for meta in listing:
+            is_empty = False
             name = meta["path"][len(self._prefix) :]
             if is_object_name(name):
                 yield ObjectInfo(name, meta["size"], from_datetime(meta["last_modified"]))
+        if is_empty and self.reads_only:
+            # A web server may well answer that there is nothing, which would be taken for damage.
+            raise StorageError(
+                f"{self.url} lists no files, as web servers do not. Do this where the files are."
+            )
 
 
 def _delete(store: Any, paths: str | list[str]) -> None:

@@ -66,12 +66,23 @@ def rebuilt(store: Any, timeout_s: float | None, provider: BlockingProvider | No
     settings = {**settings, "retry_config": {"max_retries": 0}}
     if timeout_s is not None:
         timeout = f"{max(1, round(timeout_s * 1000))}ms"
-        settings["client_options"] = {**(settings.get("client_options") or {}), "timeout": timeout}
+        options = {**(settings.get("client_options") or {}), "timeout": timeout}
+        if _may_be_plain_http(store):
+            # What the environment says of it does not count any more where there are options.
+            options.setdefault("allow_http", True)
+        settings["client_options"] = options
     if provider is not None:
         settings["credential_provider"] = provider
     made = type(store).__new__(type(store), *arguments, **settings)
     vars(made).update(vars(store))
     return made
+
+
+def _may_be_plain_http(store: Any) -> bool:
+    """Tell whether a store's endpoint is an http:// one, or is not told: whoever gave that has given leave."""
+    config: Mapping[str, Any] = getattr(store, "config", None) or {}
+    endpoints = [str(value) for key, value in config.items() if "endpoint" in str(key)]
+    return not endpoints or any(each.startswith("http://") for each in endpoints)
 
 
 def is_remote(store: object) -> bool:
