@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 from vstore.blobs.metadata import MetadataBatch
 from vstore.blobs.reader import remember_snapshot
+from vstore.blobs.uploads import UploadTries
 from vstore.blobs.writer import BlobWriter
 from vstore.catalog.base import (
     ABSENT,
@@ -41,7 +42,6 @@ from vstore.catalog.base import (
 from vstore.catalog.base import settle as catalog_settle
 from vstore.errors import (
     ConflictError,
-    InternalError,
     MissingBlobError,
     OutcomeUnknownError,
     SessionStateError,
@@ -62,7 +62,6 @@ from vstore.worktree.relocating import borrowed_packs, relocate_pending
 
 MAX_ENTRY_INFO_BYTES = 2048
 """A longer message and metadata are not repeated in the catalog's entry, but read from the snapshot."""
-_UPLOAD_TRIES = 3
 _EPOCH_TRIES = 20
 MOVED_TRIES = 5
 """How often a commit is prepared anew because compact moved what it points at."""
@@ -131,20 +130,32 @@ def prepare(handle: Handle, tree: Worktree, request: CommitRequest) -> Preparati
     if moved:
         with tree.lock:
             relocate_pending(tree, moved)
-    for tries_left in reversed(range(_UPLOAD_TRIES)):
-        writer.flush()
+    tries = UploadTries(handle.storage, handle.clock)
+    while True:
+        try:
+            writer.flush()
+        except OutcomeUnknownError as error:
+            # It was tried several times.
+            raise _not_uploaded(error) from error
         try:
             built = _build(handle, tree, writer, request, jump)
-        except OutcomeUnknownError:
+        except OutcomeUnknownError as error:
             # The pack's name is in doubt; the next round writes everything under another.
-            if not tries_left:
-                raise
+            if not tries.wait():
+                raise _not_uploaded(error) from error
             continue
         if isinstance(built, Unchanged):
             return built
         entry, root, packs = built
         return Prepared(request, new_transaction_id(), since, entry, root, packs, epoch, online)
-    raise InternalError("unreachable")
+
+
+def _not_uploaded(error: OutcomeUnknownError) -> StorageError:
+    """Return what it means for a commit that no pack of it is surely there: no catalog names one."""
+    return StorageError(
+        f"what was to be committed could not be uploaded: {error.message} Nothing was committed, and the session still "
+        "holds everything: commit again when the storage is well."
+    )
 
 
 def _relocations(view: CatalogView, packs: frozenset[PackId]) -> dict[PackId, PackId]:

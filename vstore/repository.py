@@ -60,7 +60,7 @@ from vstore.history import (
     resolve,
 )
 from vstore.ids import SnapshotId, new_repository_id, new_transaction_id
-from vstore.keys.objects import PACK_PREFIX, pack_name
+from vstore.keys.objects import LATEST, PACK_PREFIX, pack_name
 from vstore.keys.zarr import normalize_prefix
 from vstore.maintenance import Maintenance
 from vstore.refs import MAIN
@@ -150,7 +150,7 @@ class Repository(Maintenance):
         config = config or RepositoryConfig()
         name = default_author() if author is None else author
         identity = Identity(new_repository_id(), FORMAT_VERSION, (), clock.now_us())
-        first = _first_transaction(storage, identity, config, name)
+        first = _first_transaction(storage, identity, config, name, clock)
         try:
             made = create_catalog(storage, identity, first, PackSpill(storage), kind=catalog, clock=clock)
         except (AlreadyExistsError, InvalidInputError, UnsafeStorageError):
@@ -215,9 +215,12 @@ class Repository(Maintenance):
             pass
         try:
             return cls.create(location, config, authorize_virtual_chunk_access, **options)
-        except RepositoryExistsError:
-            # Somebody else created it in between.
-            return cls.open(location, config, authorize_virtual_chunk_access, **shared)
+        except RepositoryExistsError as error:
+            # Somebody else created it in between; or what is left of one is in the way.
+            try:
+                return cls.open(location, config, authorize_virtual_chunk_access, **shared)
+            except RepositoryNotFoundError:
+                raise error from None
 
     @staticmethod
     def exists(location: Location, *, storage_options: Mapping[str, Any] | None = None) -> bool:
@@ -798,11 +801,14 @@ def _restored(handle: Handle, default_metadata: dict[str, Any], is_config_recall
 
 
 def _require_no_data(storage: Storage) -> None:
-    """Raise `RepositoryExistsError` where packs lie that can't be left of a `create` which was interrupted."""
-    if any(info.size > _LARGEST_FIRST_PACK for info in storage.list(PACK_PREFIX)):
+    """Raise `RepositoryExistsError` where more lies than a `create` that was interrupted can have left."""
+    if storage.size(LATEST) is not None or any(
+        info.size > _LARGEST_FIRST_PACK for info in storage.list(PACK_PREFIX)
+    ):
         raise RepositoryExistsError(
-            f"{storage.url} holds packs of a repository whose catalog is gone; a new one would take them for garbage. "
-            "vstore.rebuild_catalog makes a catalog of them. For a new repository choose another place."
+            f"{storage.url} holds what is left of a repository whose catalog is gone; a new one would take it for "
+            "garbage. Restore the catalog from a backup, or have vstore.rebuild_catalog make one of the packs. For a "
+            "new repository choose another place."
         )
 
 
@@ -811,13 +817,15 @@ def _decoded_config(stored: bytes | None) -> RepositoryConfig:
 
 
 def _first_transaction(
-    storage: Storage, identity: Identity, config: RepositoryConfig, author: str
+    storage: Storage, identity: Identity, config: RepositoryConfig, author: str, clock: Clock = SYSTEM_CLOCK
 ) -> Transaction:
     """Write the empty first snapshot and return the transaction that makes it branch "main"."""
+    from vstore.blobs.uploads import UploadTries
     from vstore.blobs.writer import BlobWriter
 
     snapshot = Snapshot((), identity.created_us, ROOT_MESSAGE, b"{}", None)
-    for tries_left in reversed(range(_OPENING_TRIES)):
+    tries = UploadTries(storage, clock)
+    while True:
         writer = BlobWriter(storage)
         batch = writer.begin_metadata()
         ref = batch.add(BlobKind.SNAPSHOT, encode_snapshot(snapshot))
@@ -834,10 +842,13 @@ def _first_transaction(
         try:
             writer.finish(batch)
             break
-        except OutcomeUnknownError:
+        except OutcomeUnknownError as error:
             # Its name is in doubt, and a name is put once.
-            if not tries_left:
-                raise
+            if not tries.wait():
+                raise StorageError(
+                    f"the first snapshot could not be uploaded: {error.message} No repository was made; call create "
+                    "again when the storage is well."
+                ) from error
     return Transaction(
         new_transaction_id(),
         0,

@@ -116,7 +116,9 @@ class Session:
         import vstore.commit  # noqa: F401 - or a process's first commit would wait for it
         from vstore.blobs.writer import BlobWriter
 
-        return self._tree_with(blobs, root, BlobWriter(self._handle.storage, self._register, self._id))
+        return self._tree_with(
+            blobs, root, BlobWriter(self._handle.storage, self._register, self._id, clock=self._handle.clock)
+        )
 
     def _tree_with(self, blobs: BlobReader, root: Child | None, writer: BlobWriter | None) -> Worktree:
         threshold = self._handle.config.inline_chunk_threshold_bytes

@@ -917,3 +917,29 @@ def test_a_pickled_repository_works_in_another_process(kind: str, tmp_path: Path
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
         assert head(repository) == done.stdout.strip()
         assert contents(repository.readonly_session("main")) == {"x": b"1", "y": b"2"}
+
+
+@pytest.mark.parametrize("catalog", ["sqlite", "log"])
+def test_what_is_left_of_a_repository_is_not_built_over(tmp_path: Path, catalog: str) -> None:
+    """A new one would take the packs for garbage."""
+    folder = tmp_path / "repository"
+    with vstore.Repository.create(folder, catalog=catalog) as repository:
+        commit(repository, {"a": bytes(range(256)) * 100})
+    for path in folder.glob("catalog.sqlite*" if catalog == "sqlite" else "log/*0"):
+        path.unlink()
+    for make in (vstore.Repository.create, vstore.Repository.open_or_create):
+        with pytest.raises(
+            (vstore.RepositoryExistsError, vstore.RepositoryNotFoundError), match="rebuild_catalog"
+        ):
+            make(folder)
+    assert not (folder / "catalog.sqlite").exists()
+
+
+def test_an_interrupted_create_is_no_obstacle(tmp_path: Path) -> None:
+    with vstore.Repository.create(tmp_path / "one") as repository:
+        packs = [path for path in (tmp_path / "one" / "packs").rglob("*") if path.is_file()]
+        assert len(packs) == 1
+    for path in (tmp_path / "one").glob("catalog.sqlite*"):
+        path.unlink()
+    with vstore.Repository.create(tmp_path / "one") as repository:
+        assert repository.list_branches() == {"main"}

@@ -161,6 +161,8 @@ def test_a_writable_session_is_opened_likewise(remote: Remote) -> None:
     commit(repository, {"zarr.json": GROUP, "a/zarr.json": array_document((10,))})
     again = remote.another()
     again.handle.catalog.check_writable()
+    # A writer makes sure of the hint, once.
+    assert again.handle.catalog.confirm()
     remote.meeting = threading.Barrier(2)
     again.writable_session("main")
 
@@ -173,6 +175,20 @@ def test_a_session_sees_what_others_committed_since_the_repository_was_opened(re
         fill(one, "a", values_of(number + 1))
         CACHE.clear()
         assert opened(other).shape == (number + 1, CHUNK)
+
+
+def test_unpickling_a_session_asks_for_nothing(remote: Remote) -> None:
+    """Dask unpickles where an error belongs to no task, and would leave it waiting."""
+    repository = vstore.Repository.create(remote.storage)
+    commit(repository, {"zarr.json": GROUP})
+    session = repository.readonly_session("main")
+    function, arguments = session.__reduce__()
+    remote.reset()
+    CACHE.clear()
+    again = function(*arguments)
+    assert remote.requests.total() == 0
+    assert again.tree.read("zarr.json") == GROUP
+    assert again == session
 
 
 def test_settings_are_the_newest_although_the_hint_is_old(remote: Remote) -> None:

@@ -286,6 +286,15 @@ class BlobReader:
     def read_footer(self, pack: PackId) -> tuple[Trailer, Footer]:
         """Return a pack's trailer and footer, read from storage."""
         check_may_wait()
+        try:
+            return self._read_footer(pack)
+        except CorruptionError:
+            if self.storage.is_local:
+                raise
+            # Perhaps it was damaged on its way.
+            return self._read_footer(pack)
+
+    def _read_footer(self, pack: PackId) -> tuple[Trailer, Footer]:
         name = pack_name(pack)
         # Most footers are this short, and come along with the trailer in one request.
         tail, size = self.storage.read_tail(name, _TAIL_BYTES)

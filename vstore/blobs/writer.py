@@ -26,6 +26,8 @@ import numpy.typing as npt
 from vstore.blobs.buffers import OverwrittenError, give_back, take_buffer
 from vstore.blobs.metadata import MetadataBatch
 from vstore.blobs.packing import NO_SLOT, OpenPack, Packed
+from vstore.blobs.uploads import REMOTE_TRIES, UploadTries
+from vstore.clock import SYSTEM_CLOCK, Clock
 from vstore.errors import ForkedProcessError, InternalError, SessionStateError, StorageError
 from vstore.format.columns import U64
 from vstore.format.envelope import BlobKind
@@ -39,8 +41,7 @@ REMEMBERED_DIGESTS = 262_144
 MAX_SEALS_UNDER_WAY = 4
 MAX_BATCHES_BEHIND = 2
 """Batches of blobs that wait for, or are in, their write on a local disk; a put that would add one more waits."""
-_SEAL_TRIES = 3
-_READ_TRIES = _SEAL_TRIES + 1
+_READ_TRIES = REMOTE_TRIES + 1
 """Looks for a blob that goes from pack to pack while it is read."""
 _HELD_METADATA_BYTES = 4 * 1024 * 1024
 _IN_MEMORY = 0xFFFF_FFFF
@@ -85,8 +86,11 @@ class BlobWriter:
         storage: Storage,
         before_early_seal: Callable[[], None] = lambda: None,
         session: SessionId | None = None,
+        *,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._storage = storage
+        self._clock = clock
         self._session = session
         self._policy = storage.pack_policy
         self._before_early_seal = before_early_seal
@@ -501,12 +505,13 @@ class BlobWriter:
         A pack that can't be sealed now is kept for `flush` to try again.
         """
         try:
-            for tries_left in reversed(range(_SEAL_TRIES)):
+            tries = UploadTries(self._storage, self._clock)
+            while True:
                 try:
                     pack.seal()
                     break
                 except StorageError:
-                    if not tries_left:
+                    if not tries.wait():
                         raise
                     pack = self._renewed(pack)
         except BaseException:

@@ -20,7 +20,7 @@ from vstore.errors import (
     RepositoryNotFoundError,
     UnsafeStorageError,
 )
-from vstore.keys.objects import LATEST, SQLITE_FILE, log_name
+from vstore.keys.objects import SQLITE_FILE, log_name
 from vstore.storage.base import Storage
 from vstore.storage.local import LocalStorage
 from vstore.storage.mounts import is_local_filesystem
@@ -32,9 +32,8 @@ if TYPE_CHECKING:
 def find_catalog(storage: Storage, spill: SpillStore | None = None) -> CatalogKind | None:
     """Return which catalog counts in `storage`, or None; `CorruptionError` if it holds two that are not related."""
     has_sqlite = isinstance(storage, LocalStorage) and handover.has_sqlite(storage.root)
-    # Number 0 is the first object of a log, and is never freed; where it was lost, the hint tells that there is a log
-    # to be mended. Asked, as of SQLite, without loading the catalog.
-    has_log = any(storage.size(name) is not None for name in (log_name(0), LATEST))
+    # Number 0 is the first object of a log, and is never freed. Asked, as of SQLite, without loading the catalog.
+    has_log = storage.size(log_name(0)) is not None
     if has_sqlite and has_log:
         # One of them was converted to the other.
         assert isinstance(storage, LocalStorage)

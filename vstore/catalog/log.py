@@ -369,12 +369,15 @@ class LogCatalog:
 
     def _spill_surely(self, record: LogRecord, anew: bool) -> LogRecord:
         """Write the pages of a record; a pack of them whose outcome is unknown is written again, under a new name."""
+        patience = Patience(self._clock)
         for tries_left in reversed(range(_SPILL_TRIES)):
             try:
                 return self._spill(record, anew)
-            except OutcomeUnknownError:
+            except OutcomeUnknownError as error:
                 if not tries_left:
                     raise
+                patience.note_trouble(error)
+                patience.wait()
         raise InternalError("unreachable")
 
     def _spill(self, record: LogRecord, anew: bool) -> LogRecord:

@@ -292,9 +292,15 @@ def is_begun_only(storage: Storage) -> bool:
 def not_found(storage: Storage) -> RepositoryNotFoundError:
     """Return the error for a place without a catalog, or with a part of one."""
     try:
-        is_claimed = storage.size(REPO) is not None
+        is_lost, is_claimed = (storage.size(name) is not None for name in (LATEST, REPO))
     except StorageError:
-        is_claimed = False
+        is_lost = is_claimed = False
+    if is_lost:
+        return RepositoryNotFoundError(
+            f"the repository at {storage.url!r} has lost its log: {log_name(0)!r} is missing. Restore 'log/' from a "
+            "backup, or move 'log/', 'latest' and 'repo' elsewhere and have vstore.rebuild_catalog make a catalog of "
+            "the packs."
+        )
     if is_claimed:
         return RepositoryNotFoundError(
             f"the repository at {storage.url!r} is not complete: making a copy here was begun and not finished. Call "

@@ -20,6 +20,7 @@ import numpy as np
 from vstore.blobs.packing import NO_SLOT, OpenPack
 from vstore.blobs.reader import BlobReader
 from vstore.blobs.runs import REMOTE_GAP_BYTES, BlobColumns, plan_runs
+from vstore.blobs.uploads import UploadTries
 from vstore.catalog.base import (
     AdvanceEpoch,
     Applied,
@@ -33,7 +34,6 @@ from vstore.catalog.base import (
 )
 from vstore.errors import (
     CorruptionError,
-    InternalError,
     ObjectNotFoundError,
     OutcomeUnknownError,
     VStoreError,
@@ -58,7 +58,6 @@ _GROWTH = 4
 _COPIED_BYTES = 4 * 1024 * 1024
 _MAX_SOURCES = 2000
 _TRIES = 3
-_SEAL_TRIES = 3
 
 
 class Source(NamedTuple):
@@ -259,7 +258,8 @@ class _Compactor:
         if not blobs:
             return None, 0
         data = self._fetch(blobs)
-        for tries_left in reversed(range(_SEAL_TRIES)):
+        tries = UploadTries(self._handle.storage, self._handle.clock)
+        while True:
             pack = OpenPack(self._handle.storage.open_pack(new_pack_id()), 0)
             try:
                 _fill(pack, blobs, data)
@@ -267,14 +267,13 @@ class _Compactor:
             except OutcomeUnknownError:
                 # Its name is in doubt, and a name is put once.
                 pack.discard()
-                if not tries_left:
+                if not tries.wait():
                     raise
                 continue
             except BaseException:
                 pack.discard()
                 raise
             return pack.pack, pack.end
-        raise InternalError("unreachable")
 
     def _fetch(self, blobs: list[_Copied]) -> dict[Digest, memoryview]:
         """Return the verified bytes of blobs, which are no more than a pack holds; neighbours in one request."""
@@ -284,6 +283,9 @@ class _Compactor:
             data = self._handle.storage.read(pack_name(run.pack), run.start, run.stop - run.start)
             for ref in map(refs.__getitem__, run.rows.tolist()):
                 blob = data[ref.offset - run.start : ref.offset - run.start + ref.length]
+                if blake3_digest(blob) != ref.digest and not self._handle.storage.is_local:
+                    # Perhaps it was damaged on its way.
+                    blob = self._handle.storage.read(pack_name(ref.pack), ref.offset, ref.length)
                 if blake3_digest(blob) != ref.digest:
                     raise CorruptionError(
                         f"blob {ref.digest.hex()} in {pack_name(ref.pack)} is damaged, so that its pack can't be "

@@ -85,7 +85,7 @@ class Scrub:
             return
         read = iter_stored(self._storage, pack, blobs)
         problems = np.fromiter(
-            (_CODES[blob_problem(stored, ref)] for ref, stored in read), np.int16, len(blobs)
+            (_CODES[self._problem(stored, ref)] for ref, stored in read), np.int16, len(blobs)
         )
         self.blobs += len(blobs)
         self.bytes += int(blobs.lengths.sum())
@@ -93,6 +93,13 @@ class Scrub:
             rows = np.flatnonzero(problems == problem)
             if len(rows):
                 self._findings.of(pack).add(blobs.take(rows), problem)
+
+    def _problem(self, stored: memoryview | None, ref: BlobRef) -> Problem | None:
+        problem = blob_problem(stored, ref)
+        if problem is None or self._storage.is_local:
+            return problem
+        # Perhaps it was damaged on its way.
+        return blob_problem(_read_alone(self._storage, ref), ref)
 
 
 _CODES: dict[Problem | None, int] = {None: -1, **{problem: int(problem) for problem in Problem}}
@@ -159,5 +166,7 @@ def blob_problem(stored: memoryview | None, ref: BlobRef) -> Problem | None:
 def iter_intact(storage: Storage, pack: PackId, blobs: BlobColumns) -> Iterator[tuple[int, memoryview]]:
     """Yield the rows of the blobs whose bytes match their digests, with the bytes; checksums don't matter."""
     for row, (ref, stored) in enumerate(iter_stored(storage, pack, blobs)):
+        if blob_problem(stored, ref) is not None and not storage.is_local:
+            stored = _read_alone(storage, ref)
         if stored is not None and blake3_digest(stored[: ref.length]) == ref.digest:
             yield row, stored[: ref.length]

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vstore.blobs.reader import BlobReader
+from vstore.blobs.uploads import UploadTries
+from vstore.clock import SYSTEM_CLOCK
 from vstore.errors import (
     CorruptionError,
     FormatError,
@@ -42,7 +44,6 @@ MEMORY_BYTES = 256 * 1024 * 1024
 PACKS_AT_ONCE = 8
 _PIECE_BYTES = 8 * 1024 * 1024
 _QUEUED = 4 * PACKS_AT_ONCE
-_SEAL_TRIES = 3
 
 
 class PackCopier:
@@ -104,7 +105,8 @@ class PackCopier:
         return True
 
     def _copy(self, pack: PackId, size: int, replaces: bool, stopped: threading.Event) -> None:
-        for tries_left in reversed(range(_SEAL_TRIES)):
+        tries = UploadTries(self._target, SYSTEM_CLOCK)
+        while True:
             # What is in doubt is put anew, in place of what may have come.
             sink = self._target.replace_damaged_pack(pack) if replaces else self._open(pack)
             try:
@@ -113,7 +115,7 @@ class PackCopier:
                 sink.seal(size)
                 return
             except OutcomeUnknownError:
-                if not tries_left:
+                if not tries.wait():
                     raise
                 replaces = True
             finally:
