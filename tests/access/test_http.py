@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import re
 import shutil
@@ -400,6 +401,9 @@ def test_a_cut_chunk_is_never_fill_value(site: Site) -> None:
         with pytest.raises(vstore.StorageError):
             array[:]
         site.cuts = False
+        with contextlib.suppress(vstore.StorageError):
+            # What was under way may still be cut, for all who wait for it.
+            array[:]
         assert array[:].sum() == sum(range(1000))
 
 
