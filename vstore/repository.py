@@ -255,6 +255,7 @@ class Repository(Maintenance):
 
     @property
     def _handle(self) -> Handle:
+        """The parts, with settings that are looked for if only a hint has told them; `_opened` asks for nothing."""
         if not reads_only(self._opened.storage):
             self._look_for_config()
         return self._opened

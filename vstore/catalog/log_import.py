@@ -66,7 +66,7 @@ _MOVE_LOG = "Move the folder 'log' elsewhere, then try again."
 def build_record(state: Exported, spill: SpillStore) -> LogRecord:
     """Return a record that holds `state`; what it has no room for is written to pages, and durable.
 
-    Pages are written as the state is read, so that none of it is held but the branches of the tree.
+    Pages are written as the state is read, so that no more of it is held than the view holds.
     """
     kept = _few(state)
     if kept is not None:

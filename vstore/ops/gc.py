@@ -39,7 +39,6 @@ from vstore.keys.objects import (
     staging_name,
 )
 from vstore.ops.marks import Marks, Progress, Roots, final_packs, silent, take_roots
-from vstore.storage.base import require_writable
 
 DEFAULT_GRACE_US = 24 * 3600 * 1_000_000
 """How old a pack must be, by the storage's clock, before it is judged."""
@@ -135,8 +134,6 @@ def collect(
     Raises `CorruptionError` if metadata can't be read, and then deletes nothing. Interrupted anywhere, it is gone on
     with by the next run.
     """
-    if not dry_run:
-        require_writable(handle.storage)
     if cutoff_us is None:
         cutoff_us = handle.clock.now_us() - DEFAULT_GRACE_US
     if not dry_run:

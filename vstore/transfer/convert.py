@@ -299,9 +299,10 @@ class _Conversion:
             return
         if self._kind == "sqlite":
             self._end_log(self._storage)
-        from vstore.catalog.sqlite.importing import remove_catalog, remove_temporary
+        from vstore.catalog.sqlite import SqliteCatalog
+        from vstore.catalog.sqlite.importing import remove_catalog
 
-        remove_temporary(self._storage.root)
+        SqliteCatalog(self._storage.root).sweep()
         if self._kind == "log":
             self._catalog.close()
             remove_catalog(self._storage.root)

@@ -206,9 +206,9 @@ class _Replication:
                 new.check_writable()
         claim(self._target, self._handle.catalog.identity, self._handle.clock)
         if self._kind == "sqlite":
-            from vstore.catalog.sqlite.importing import remove_temporary
+            from vstore.catalog.sqlite import SqliteCatalog
 
-            remove_temporary(directory_of(self._target))
+            SqliteCatalog(directory_of(self._target)).sweep()
 
     def _round(self) -> CopyReport:
         with self._reading() as view:

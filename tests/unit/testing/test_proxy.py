@@ -21,7 +21,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.objects = {"/root/a": BODY}
+        self.objects = {"/base/a": BODY}
         self.seen: list[str] = []
 
 
@@ -34,7 +34,7 @@ class Handler(BaseHTTPRequestHandler):
         body = self.server.objects.get(self.path)
         self.send_response(404 if body is None else 200)
         body = body or b""
-        if self.path == "/root/chunked":
+        if self.path == "/base/chunked":
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
             for start in range(0, len(body), 64):
@@ -42,7 +42,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
             self.wfile.write(b"0\r\n\r\n")
             return
-        if self.path == "/root/unsized":
+        if self.path == "/base/unsized":
             self.send_header("Connection", "close")
         else:
             self.send_header("Content-Length", str(len(body)))
@@ -77,15 +77,15 @@ def running() -> Iterator[Server]:
 
 @pytest.fixture
 def server(running: Server) -> Server:
-    running.objects = {f"/root/{name}": BODY for name in ("a", "chunked", "unsized")}
+    running.objects = {f"/base/{name}": BODY for name in ("a", "chunked", "unsized")}
     running.seen.clear()
     return running
 
 
 @pytest.fixture
 def proxy(server: Server) -> Iterator[FaultProxy]:
-    with FaultProxy(f"http://127.0.0.1:{server.server_port}/root") as proxy:
-        assert proxy.url.endswith("/root")
+    with FaultProxy(f"http://127.0.0.1:{server.server_port}/base") as proxy:
+        assert proxy.url.endswith("/base")
         yield proxy
 
 
@@ -124,12 +124,12 @@ def test_without_rules_it_only_hands_on(server: Server, proxy: FaultProxy, clien
     assert client.ask("HEAD", "a") == (200, b"")
     assert client.ask("GET", "none?x=1", Range="bytes=0-9") == (404, b"")
     assert client.ask("PUT", "b%20c", b"new", **{"If-None-Match": "*"}) == (200, b"")
-    assert server.objects["/root/b%20c"] == b"new"
+    assert server.objects["/base/b%20c"] == b"new"
     put = proxy.exchanges[-1]
-    assert (put.method, put.path, put.conditions, put.size) == ("PUT", "/root/b c", {"if-none-match": "*"}, 3)
+    assert (put.method, put.path, put.conditions, put.size) == ("PUT", "/base/b c", {"if-none-match": "*"}, 3)
     assert put.raw == b""
     missing = proxy.exchanges[-2]
-    assert (missing.path, missing.query, missing.range) == ("/root/none", "x=1", "bytes=0-9")
+    assert (missing.path, missing.query, missing.range) == ("/base/none", "x=1", "bytes=0-9")
     assert [(each.status, each.server_status, each.reply_size) for each in proxy.exchanges[:2]] == [
         (200, 200, 200),
         (200, 200, 200),
@@ -143,7 +143,7 @@ def test_a_dropped_request_has_no_reply(
     proxy.inject(fault, "PUT", "/b$")
     with pytest.raises(BROKEN):
         client.ask("PUT", "b", b"new")
-    assert ("/root/b" in server.objects) == fault.applied
+    assert ("/base/b" in server.objects) == fault.applied
     assert proxy.exchanges[0].status is None
     assert proxy.exchanges[0].server_status == (200 if fault.applied else None)
     assert client.ask("PUT", "b", b"again") == (200, b"")
@@ -155,7 +155,7 @@ def test_it_answers_itself(server: Server, proxy: FaultProxy, client: Client, ap
     status, body = client.ask("PUT", "b", b"new")
     assert status == 409
     assert b"ConditionalRequestConflict" in body
-    assert ("/root/b" in server.objects) == applied
+    assert ("/base/b" in server.objects) == applied
     assert (proxy.exchanges[0].status, proxy.exchanges[0].fault) == (409, p.answer(409, applied=applied))
     # Over the same connection.
     assert client.ask("GET", "a") == (200, BODY)
@@ -167,7 +167,7 @@ def test_it_stalls_until_the_client_leaves(server: Server, proxy: FaultProxy, ap
     client = Client(proxy, timeout_s=0.1)
     with pytest.raises(TimeoutError):
         client.ask("PUT", "b", b"new")
-    assert ("/root/b" in server.objects) == applied
+    assert ("/base/b" in server.objects) == applied
 
 
 def test_it_stalls_up_to_a_limit(proxy: FaultProxy, client: Client) -> None:
@@ -216,7 +216,7 @@ def test_a_held_request_is_overtaken(server: Server, proxy: FaultProxy, client: 
         client.ask("PUT", name, b"x")
     thread.join()
     held.connection.close()
-    assert server.seen == ["PUT /root/1", "PUT /root/2", "PUT /root/held"]
+    assert server.seen == ["PUT /base/1", "PUT /base/2", "PUT /base/held"]
 
 
 @pytest.mark.parametrize("drops", [False, True])
@@ -228,25 +228,25 @@ def test_a_held_request_lands_although_its_client_has_left(
     with pytest.raises(BROKEN if drops else TimeoutError):
         leaving.ask("PUT", "late", b"late")
     client.ask("PUT", "1", b"x")
-    assert "/root/late" not in server.objects
+    assert "/base/late" not in server.objects
     assert proxy.release() == 1
-    assert server.objects["/root/late"] == b"late"
+    assert server.objects["/base/late"] == b"late"
     assert proxy.release() == 0
 
 
 def test_a_delayed_request_arrives(server: Server, proxy: FaultProxy, client: Client) -> None:
     proxy.inject(p.delay(0.01))
     assert client.ask("PUT", "b", b"new")[0] == 200
-    assert server.objects["/root/b"] == b"new"
+    assert server.objects["/base/b"] == b"new"
 
 
 def test_it_ends_with_requests_under_way(server: Server) -> None:
-    with FaultProxy(f"http://127.0.0.1:{server.server_port}/root") as proxy:
+    with FaultProxy(f"http://127.0.0.1:{server.server_port}/base") as proxy:
         proxy.inject(p.stall(applied=False), "GET")
         proxy.inject(p.hold(1000), "PUT")
         clients = [Client(proxy), Client(proxy), Client(proxy)]
         for client, method in zip(clients[:2], ("GET", "PUT"), strict=True):
-            client.connection.request(method, "/root/b", b"body")
+            client.connection.request(method, "/base/b", b"body")
         clients[2].connection.connect()
         while len(proxy.exchanges) < 2:
             pass

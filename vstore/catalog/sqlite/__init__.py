@@ -22,7 +22,7 @@ from vstore.catalog.base import (
     check_preconditions,
     check_transaction,
 )
-from vstore.catalog.sqlite.connection import Access, Connection, create_file, damage, migrate
+from vstore.catalog.sqlite.connection import Access, Connection, building, damage
 from vstore.catalog.sqlite.pool import Pool, find_trouble
 from vstore.catalog.sqlite.rows import (
     INDEX,
@@ -354,10 +354,7 @@ def _sqlite_damage(connection: Connection) -> Iterator[str]:
 
 def _build(path: str, identity: Identity, first: Transaction) -> None:
     """Make a complete catalog at `path`, durable and without a write-ahead log."""
-    connection = create_file(path)
-    try:
-        migrate(connection)
-        connection.rows("BEGIN IMMEDIATE")
+    with building(path) as connection:
         write_head(connection, Head(-1, 0, identity, {}))
         verified = Verified()
         view = SqliteView(connection, verified)
@@ -367,14 +364,6 @@ def _build(path: str, identity: Identity, first: Transaction) -> None:
                 f"the first transaction of a repository expects what is not there: {refusals}"
             )
         apply_plan(connection, view, plan(view, first, 0), verified)
-        connection.rows("COMMIT")
-    finally:
-        # The last connection's close makes the checkpoint, which syncs the file.
-        connection.close()
-    if os.path.exists(f"{path}-wal"):
-        raise StorageError(
-            f"{path!r} could not be completed: its write-ahead log could not be removed. Try again."
-        )
 
 
 def publish_file(temporary: str, path: str) -> None:

@@ -157,6 +157,24 @@ def create_file(path: str) -> Connection:
     return connection
 
 
+@contextlib.contextmanager
+def building(path: str) -> Iterator[Connection]:
+    """Make a catalog at `path` in one transaction: complete, durable and without a write-ahead log afterwards."""
+    connection = create_file(path)
+    try:
+        migrate(connection)
+        connection.rows("BEGIN IMMEDIATE")
+        yield connection
+        connection.rows("COMMIT")
+    finally:
+        # The last connection's close makes the checkpoint, which syncs the file.
+        connection.close()
+    if os.path.exists(f"{path}-wal"):
+        raise StorageError(
+            f"{path!r} could not be completed: its write-ahead log could not be removed. Try again."
+        )
+
+
 def configure_writing(connection: Connection) -> None:
     """Make commits durable when they return."""
     (mode,) = connection.rows("PRAGMA journal_mode = WAL")[0]

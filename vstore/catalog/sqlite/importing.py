@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from vstore.catalog.exported import ADDING, Exported
 from vstore.catalog.sqlite import SqliteCatalog, publish_file
-from vstore.catalog.sqlite.connection import Connection, create_file, migrate
+from vstore.catalog.sqlite.connection import Connection, building
 from vstore.catalog.sqlite.rows import (
     INDEX,
     Head,
@@ -40,25 +40,11 @@ class NewFile:
         self._path = os.path.join(os.path.realpath(directory), SQLITE_FILE)
         self._temporary = os.path.join(os.path.dirname(self._path), f"{_TEMPORARY}{new_nonce().hex()}")
         try:
-            self._build(state)
+            with building(self._temporary) as connection:
+                _write(connection, state)
         except BaseException:
             self.discard()
             raise
-
-    def _build(self, state: Exported) -> None:
-        connection = create_file(self._temporary)
-        try:
-            migrate(connection)
-            connection.rows("BEGIN IMMEDIATE")
-            _write(connection, state)
-            connection.rows("COMMIT")
-        finally:
-            # The last connection's close makes the checkpoint, which syncs the file.
-            connection.close()
-        if os.path.exists(f"{self._temporary}-wal"):
-            raise StorageError(
-                f"{self._temporary!r} could not be completed: its write-ahead log could not be removed. Try again."
-            )
 
     def publish(self) -> None:
         """Give the file its name, durably; `RepositoryExistsError` if there is one."""
@@ -124,13 +110,6 @@ def remove_catalog(directory: str) -> None:
             sync_directory(os.path.dirname(path))
         except OSError as error:
             raise storage_error(error, "sync the folder", os.path.dirname(path)) from error
-
-
-def remove_temporary(directory: str) -> None:
-    """Remove what crashes have left beside the catalog; nobody may be making one."""
-    with contextlib.suppress(OSError):
-        names = [name for name in os.listdir(directory) if name.startswith(_TEMPORARY)]
-        _unlink(os.path.join(directory, name) for name in names)
 
 
 def _unlink(paths: Iterator[str]) -> None:
