@@ -138,14 +138,15 @@ class FaultProxy:
         self.exchanges: list[Exchange] = []
         self._choices: list[Choose] = []
         self._held: dict[asyncio.Event, int] = {}
+        self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._late: set[asyncio.Task[None]] = set()
 
     def __enter__(self) -> FaultProxy:
-        self._loop = asyncio.new_event_loop()
+        self._loop = asyncio.SelectorEventLoop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="vstore-proxy", daemon=True)
         self._thread.start()
-        self._server = self._call(asyncio.start_server(self._serve, "127.0.0.1", 0, limit=_MAX_HEAD_BYTES))
+        self._server = self._call(asyncio.start_server(self._accept, "127.0.0.1", 0, limit=_MAX_HEAD_BYTES))
         self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}{self._path}"
         return self
 
@@ -187,11 +188,24 @@ class FaultProxy:
         return asyncio.run_coroutine_threadsafe(act, self._loop).result()
 
     async def _stop(self) -> None:
+        # Connections may be on their way in; asyncio's tasks for these lose the socket if they are cancelled, or if the
+        # server is closed.
+        for listener in self._server.sockets:
+            self._loop.remove_reader(listener)
+        while ending := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in self._tasks | self._late:
+                task.cancel()
+            self._abort()
+            await asyncio.wait(ending, return_when=asyncio.FIRST_COMPLETED)
+        # Of tasks that were cancelled before their first step.
+        self._abort()
         self._server.close()
-        ending = self._tasks | self._late
-        for task in ending:
-            task.cancel()
-        await asyncio.gather(*ending, return_exceptions=True)
+        await asyncio.sleep(0)
+
+    def _abort(self) -> None:
+        for writer in self._writers:
+            # Closing would wait for clients that don't read their reply.
+            writer.transport.abort()
 
     async def _release(self) -> int:
         held = set(self._held)
@@ -203,17 +217,21 @@ class FaultProxy:
 
     # --- connections -------------------------------------------------------------------------------------------
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # Not left to asyncio: of a task that it cancels before the first step, Python 3.11 leaves the connection open.
+        self._writers.add(writer)
+        task = self._loop.create_task(self._serve(reader, writer))
         self._tasks.add(task)
-        try:
-            with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-                while await self._handle(await _receive(reader), reader, writer):
-                    pass
-        finally:
-            self._tasks.discard(task)
-            writer.close()
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            while await self._handle(await _receive(reader), reader, writer):
+                pass
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+        self._writers.discard(writer)
 
     async def _handle(
         self, exchange: Exchange, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

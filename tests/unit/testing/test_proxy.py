@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import http.client
 import threading
 from collections.abc import Iterator
@@ -253,3 +254,18 @@ def test_it_ends_with_requests_under_way(server: Server) -> None:
     for client in clients:
         client.connection.close()
     assert server.seen == []
+
+
+def test_it_leaves_no_connection_open_when_it_ends(server: Server) -> None:
+    server.objects["/base/large"] = bytes(8 << 20)
+    for _ in range(5):
+        with FaultProxy(f"http://127.0.0.1:{server.server_port}/base") as proxy:
+            idle, greedy = Client(proxy), Client(proxy)
+            greedy.connection.request("GET", "/base/large")
+            while not proxy.exchanges or not proxy.exchanges[0].status:
+                pass
+            idle.connection.connect()
+        idle.connection.close()
+        greedy.connection.close()
+    # Python complains of what is open still when it collects that; so a complaint is this test's, not some other's.
+    gc.collect()
