@@ -13,9 +13,9 @@ import re
 import sqlite3
 import threading
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 from vstore.errors import (
     AccessDeniedError,
@@ -31,7 +31,11 @@ from vstore.errors import (
     VStoreError,
 )
 
+T = TypeVar("T")
+
 BUSY_TIMEOUT_S = 30
+ROWS_AT_ONCE = 128
+"""Rows that are read together, where there may be any number of them."""
 SCHEMA_VERSION = 1
 """The `PRAGMA user_version` that the newest step of the migrations leaves."""
 
@@ -75,13 +79,26 @@ class Connection:
 
     def rows(self, statement: str, *parameters: object) -> list[Any]:
         """Run a statement and return its rows."""
+        return self._run(lambda raw: raw.execute(statement, parameters).fetchall())
+
+    def iter_rows(self, statement: str) -> Generator[Any, None, None]:
+        """Run a statement and yield its rows, read some at a time; close the iterator before the transaction ends."""
+        cursor = self._run(lambda raw: raw.execute(statement))
+        try:
+            while rows := self._run(lambda _: cursor.fetchmany(ROWS_AT_ONCE)):
+                yield from rows
+        finally:
+            with self._lock:
+                cursor.close()
+
+    def _run(self, act: Callable[[sqlite3.Connection], T]) -> T:
         if self.pid != os.getpid():
             raise forked_error(self.path, self.pid)
         with self._lock:
             if self._raw is None:
                 raise InternalError(f"a closed connection to {self.path!r} was used")
             try:
-                return self._raw.execute(statement, parameters).fetchall()
+                return act(self._raw)
             except (sqlite3.Error, UnicodeDecodeError) as error:
                 self.is_broken = True
                 raise translate(error, self.path) from error
