@@ -395,6 +395,8 @@ def translate(error: sqlite3.Error | UnicodeDecodeError, path: str) -> VStoreErr
     if code in _OURS or isinstance(error, sqlite3.InterfaceError):
         return InternalError(f"{found}. Please report this with the traceback.")
     # What is left (malformed, not a database, no such table, constraint failed ...) is met only in a damaged file.
+    if code == sqlite3.SQLITE_CORRUPT:
+        return damage(path, f"SQLite says: {error}, or its disk failed to read it (see the system's log)")
     return damage(path, f"SQLite says: {error}")
 
 
