@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vstore import refs
 from vstore.catalog.base import PROTECTED
 from vstore.format.record import RefKind
 from vstore.handle import protected_patterns
 from vstore.history import require_branch, require_tag
-from vstore.refs import OperationInfo
+from vstore.refs import OperationInfo, branches, iter_operations, operation_info, protection, undo
 from vstore.repository.opened import Opened
 from vstore.twins import async_twin
 
@@ -44,25 +43,25 @@ class References(Opened):
 
     def create_branch(self, branch: str, snapshot_id: str) -> None:
         """Make a branch that holds a snapshot. Raises `RefExistsError` if there is one of this name."""
-        refs.create_branch(self._handle, branch, snapshot_id)
+        branches.create_branch(self._handle, branch, snapshot_id)
 
     def create_tag(self, tag: str, snapshot_id: str, *, force: bool = False) -> None:
         """Make a tag, which never moves. The name of a deleted tag stays taken, unless `force`.
 
         Raises `RefExistsError` if the name is taken.
         """
-        refs.create_tag(self._handle, tag, snapshot_id, force=force)
+        branches.create_tag(self._handle, tag, snapshot_id, force=force)
 
     def delete_branch(self, branch: str) -> None:
         """Delete a branch. Its snapshots stay readable by id until they expire; "main" can't be deleted.
 
         Raises `ProtectedBranchError` if the branch is protected.
         """
-        refs.delete_branch(self._handle, branch)
+        branches.delete_branch(self._handle, branch)
 
     def delete_tag(self, tag: str) -> None:
         """Delete a tag. Its name stays taken, so that it never comes to mean something else by accident."""
-        refs.delete_tag(self._handle, tag)
+        branches.delete_tag(self._handle, tag)
 
     def reset_branch(self, branch: str, snapshot_id: str, *, from_snapshot_id: str | None = None) -> None:
         """Point a branch at any snapshot. With `from_snapshot_id`, a full id, only if the branch holds that one.
@@ -70,7 +69,7 @@ class References(Opened):
         Raises `ConflictError` if the branch holds something else, or moved meanwhile, `ProtectedBranchError` if it is
         protected.
         """
-        refs.reset_branch(self._handle, branch, snapshot_id, from_snapshot_id)
+        branches.reset_branch(self._handle, branch, snapshot_id, from_snapshot_id)
 
     def protect_branch(self, pattern: str) -> None:
         """Refuse from now on to reset, delete or undo a branch, by its name or a glob such as "release/*".
@@ -78,11 +77,11 @@ class References(Opened):
         "*" also matches "/". Commits are never refused. Branches need not be there yet; protecting again does
         nothing.
         """
-        refs.protect(self._handle, pattern)
+        protection.protect(self._handle, pattern)
 
     def unprotect_branch(self, pattern: str) -> None:
         """Lift a protection; `pattern` is a name or glob as `list_protected_branches` returns it."""
-        refs.unprotect(self._handle, pattern)
+        protection.unprotect(self._handle, pattern)
 
     def list_protected_branches(self) -> set[str]:
         """Return the names and globs of protected branches."""
@@ -93,7 +92,7 @@ class References(Opened):
 
     def ops_log(self) -> Iterator[OperationInfo]:
         """Yield what was done to this repository, newest first, as a stream."""
-        return map(refs.operation_info, refs.iter_operations(self._handle))
+        return map(operation_info, iter_operations(self._handle))
 
     def undo(self, *, expected: int | None = None) -> OperationInfo:
         """Put the branches and tags of the newest operation that changed any back to what they held before it.
@@ -104,7 +103,7 @@ class References(Opened):
         Raises `ConflictError` if that is not the newest one, or a ref moved meanwhile; `ProtectedBranchError` if a
         protected branch would be moved back; `SnapshotExpiredError` if a snapshot is gone. Nothing is changed then.
         """
-        return refs.operation_info(refs.undo(self._handle, expected))
+        return operation_info(undo.undo(self._handle, expected))
 
     def restore(self, operation: int | OperationInfo) -> OperationInfo:
         """Make all branches and tags what they were right after an operation, in one step that can be undone.
@@ -114,7 +113,7 @@ class References(Opened):
 
         Raises `ConflictError` if a ref moved meanwhile, and otherwise what `undo` raises.
         """
-        return refs.operation_info(refs.restore(self._handle, operation))
+        return operation_info(undo.restore(self._handle, operation))
 
     list_branches_async = async_twin(list_branches)
     list_tags_async = async_twin(list_tags)

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vstore import refs
 from vstore.catalog.base import CONFIG, METADATA, STATUS
 from vstore.config import RepositoryConfig, encode_metadata, load_object
 from vstore.errors import InvalidInputError
 from vstore.format.record import OperationKind
 from vstore.handle import require_not_moved
+from vstore.refs import set_value
 from vstore.repository.opened import Opened
 from vstore.twins import async_twin
 
@@ -30,9 +30,7 @@ class Settings(Opened):
     def save_config(self) -> None:
         """Persist this object's settings for everybody who opens the repository from now on."""
         encoded = self._handle.config.to_json
-        refs.set_value(
-            self._handle, OperationKind.SET_CONFIG, CONFIG, encoded, request=(CONFIG, encoded(None))
-        )
+        set_value(self._handle, OperationKind.SET_CONFIG, CONFIG, encoded, request=(CONFIG, encoded(None)))
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -44,7 +42,7 @@ class Settings(Opened):
     def set_metadata(self, metadata: Mapping[str, Any]) -> None:
         """Replace the repository's metadata."""
         encoded = encode_metadata(metadata)
-        refs.set_value(self._handle, OperationKind.SET_METADATA, METADATA, lambda _: encoded, request=encoded)
+        set_value(self._handle, OperationKind.SET_METADATA, METADATA, lambda _: encoded, request=encoded)
 
     def update_metadata(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """Merge keys into the repository's metadata, atomically, and return the result."""
@@ -53,7 +51,7 @@ class Settings(Opened):
         def merge(old: bytes | None) -> bytes:
             return encode_metadata({**load_object(old, "the repository's metadata"), **metadata})
 
-        made = refs.set_value(self._handle, OperationKind.SET_METADATA, METADATA, merge, request=request)
+        made = set_value(self._handle, OperationKind.SET_METADATA, METADATA, merge, request=request)
         return load_object(made, "the repository's metadata")
 
     @property
@@ -73,7 +71,7 @@ class Settings(Opened):
             require_not_moved(old)
             return encoded
 
-        refs.set_value(self._handle, OperationKind.SET_STATUS, STATUS, change, request=encoded)
+        set_value(self._handle, OperationKind.SET_STATUS, STATUS, change, request=encoded)
 
     def set_default_commit_metadata(self, metadata: Mapping[str, Any]) -> None:
         """Set metadata that is merged under that of each commit of sessions opened from now on by this object."""

@@ -137,16 +137,15 @@ class Draft:
 
     def commit(self, kind: OperationKind, message: str, metadata: bytes, allow_empty: bool) -> None:
         """Make the changes a snapshot, and show that from now on, read-only; on any error they are all kept."""
-        request = self._request(kind, message, metadata, allow_empty)
+        request = self.request(kind, message, metadata, allow_empty)
         tree = self.tree
         why = "this session is being committed; what is written meanwhile would be lost. Wait for it."
         with _frozen(tree, why):
             self._commit_frozen(request)
         tree.closed = "this session was committed. Open a new one with repo.writable_session(branch)."
 
-    def _request(
-        self, kind: OperationKind, message: str, metadata: bytes, allow_empty: bool
-    ) -> CommitRequest:
+    def request(self, kind: OperationKind, message: str, metadata: bytes, allow_empty: bool) -> CommitRequest:
+        """Return what is to be committed, as of now."""
         from vstore.commit import CommitRequest
         from vstore.worktree.encode import encode_worktree
 

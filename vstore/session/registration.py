@@ -10,12 +10,13 @@ import contextlib
 import os
 from datetime import timedelta
 
-from vstore import leases, refs
+from vstore import leases
 from vstore.catalog.base import CloseSession, OpenSession
 from vstore.errors import CommitOutcomeUnknownError, ReadOnlyError, StorageError
 from vstore.format.record import OperationKind, SessionEntry
 from vstore.handle import Handle
 from vstore.ids import SessionId, SnapshotId, new_session_id
+from vstore.refs import Change, apply
 
 SESSION_REGISTRATION_US = 7 * 24 * 3600 * 1_000_000
 """What a registration says of its expiry; only an explicit update ends it."""
@@ -56,8 +57,8 @@ class Registration:
         self._is_there = self._may_be_there = False
 
     def _change(self, kind: OperationKind, update: OpenSession | CloseSession) -> None:
-        change = refs.Change(kind, (), (update,))
-        refs.apply(self._handle, lambda view: change, request=(kind, self._id))
+        change = Change(kind, (), (update,))
+        apply(self._handle, lambda view: change, request=(kind, self._id))
 
 
 class HeldLease:
