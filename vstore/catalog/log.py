@@ -27,9 +27,8 @@ from vstore.catalog.base import (
     Outcome,
     Refused,
     Transaction,
-    check_preconditions,
-    check_transaction,
 )
+from vstore.catalog.conditions import check_preconditions, check_transaction
 from vstore.catalog.handover import refuse_moved
 from vstore.catalog.log_check import iter_log_damage
 from vstore.catalog.log_head import KEPT_RECORDS, Head, LogReader, Newest
