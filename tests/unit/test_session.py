@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -1015,3 +1017,18 @@ def test_totals_count_chunks_without_reading_them(repository: vstore.Repository)
     write(session, {"a/c/0": b"x"})
     assert (session.totals("a").chunks, session.totals("a").bytes) == (3, 2001)
     assert read_sync(session.store, "a/c/0") == b"x"
+
+
+@pytest.mark.parametrize("catalog", LOCAL_KINDS)
+def test_a_session_that_is_dropped_is_gone_at_once(catalog: str) -> None:
+    """With what it holds in memory, as nothing of its own refers to it."""
+    with quick_folder() as folder, Place.new(catalog, folder).create() as repository:
+        session = repository.writable_session("main")
+        write(session, an_array(3))
+        seen = weakref.ref(session)
+        gc.disable()
+        try:
+            del session
+            assert seen() is None
+        finally:
+            gc.enable()

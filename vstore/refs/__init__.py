@@ -5,7 +5,7 @@ branches and tags, `protection` keeps branches from being moved back, `operation
 back to what it says they held. `repository` gives all of this its public names, `history` finds the snapshots.
 """
 
-from vstore.refs.branches import MAIN
+from vstore.keys.refs import MAIN
 from vstore.refs.change import Change, Plan, apply, set_value, settled
 from vstore.refs.operations import OperationInfo, iter_operations, operation_info
 

@@ -17,10 +17,8 @@ from vstore.format.record import OperationKind, RefKind
 from vstore.handle import Handle, require_unprotected
 from vstore.history import find_snapshot, require_branch, require_tag
 from vstore.ids import parse_snapshot_id
-from vstore.keys.refs import check_ref_name
+from vstore.keys.refs import MAIN, check_ref_name
 from vstore.refs.change import Change, apply
-
-MAIN = "main"
 
 
 def create_branch(handle: Handle, branch: str, snapshot_id: str) -> None:

@@ -1,6 +1,6 @@
 """The branches and tags of a repository: looked up, made, moved, deleted, protected and put back.
 
-Below: `refs` has the transactions, and the operations log.
+Below: `refs` has the transactions, which are imported when they are called, and the operations log.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from vstore.catalog.base import PROTECTED
 from vstore.format.record import RefKind
 from vstore.handle import protected_patterns
 from vstore.history import require_branch, require_tag
-from vstore.refs import OperationInfo, branches, iter_operations, operation_info, protection, undo
+from vstore.refs import OperationInfo, iter_operations, operation_info
 from vstore.repository.opened import Opened
 from vstore.twins import async_twin
 
@@ -43,6 +43,8 @@ class References(Opened):
 
     def create_branch(self, branch: str, snapshot_id: str) -> None:
         """Make a branch that holds a snapshot. Raises `RefExistsError` if there is one of this name."""
+        from vstore.refs import branches
+
         branches.create_branch(self._handle, branch, snapshot_id)
 
     def create_tag(self, tag: str, snapshot_id: str, *, force: bool = False) -> None:
@@ -50,6 +52,8 @@ class References(Opened):
 
         Raises `RefExistsError` if the name is taken.
         """
+        from vstore.refs import branches
+
         branches.create_tag(self._handle, tag, snapshot_id, force=force)
 
     def delete_branch(self, branch: str) -> None:
@@ -57,10 +61,14 @@ class References(Opened):
 
         Raises `ProtectedBranchError` if the branch is protected.
         """
+        from vstore.refs import branches
+
         branches.delete_branch(self._handle, branch)
 
     def delete_tag(self, tag: str) -> None:
         """Delete a tag. Its name stays taken, so that it never comes to mean something else by accident."""
+        from vstore.refs import branches
+
         branches.delete_tag(self._handle, tag)
 
     def reset_branch(self, branch: str, snapshot_id: str, *, from_snapshot_id: str | None = None) -> None:
@@ -69,6 +77,8 @@ class References(Opened):
         Raises `ConflictError` if the branch holds something else, or moved meanwhile, `ProtectedBranchError` if it is
         protected.
         """
+        from vstore.refs import branches
+
         branches.reset_branch(self._handle, branch, snapshot_id, from_snapshot_id)
 
     def protect_branch(self, pattern: str) -> None:
@@ -77,10 +87,14 @@ class References(Opened):
         "*" also matches "/". Commits are never refused. Branches need not be there yet; protecting again does
         nothing.
         """
+        from vstore.refs import protection
+
         protection.protect(self._handle, pattern)
 
     def unprotect_branch(self, pattern: str) -> None:
         """Lift a protection; `pattern` is a name or glob as `list_protected_branches` returns it."""
+        from vstore.refs import protection
+
         protection.unprotect(self._handle, pattern)
 
     def list_protected_branches(self) -> set[str]:
@@ -103,6 +117,8 @@ class References(Opened):
         Raises `ConflictError` if that is not the newest one, or a ref moved meanwhile; `ProtectedBranchError` if a
         protected branch would be moved back; `SnapshotExpiredError` if a snapshot is gone. Nothing is changed then.
         """
+        from vstore.refs import undo
+
         return operation_info(undo.undo(self._handle, expected))
 
     def restore(self, operation: int | OperationInfo) -> OperationInfo:
@@ -113,6 +129,8 @@ class References(Opened):
 
         Raises `ConflictError` if a ref moved meanwhile, and otherwise what `undo` raises.
         """
+        from vstore.refs import undo
+
         return operation_info(undo.restore(self._handle, operation))
 
     list_branches_async = async_twin(list_branches)
