@@ -1019,16 +1019,18 @@ def test_totals_count_chunks_without_reading_them(repository: vstore.Repository)
     assert read_sync(session.store, "a/c/0") == b"x"
 
 
-@pytest.mark.parametrize("catalog", LOCAL_KINDS)
-def test_a_session_that_is_dropped_is_gone_at_once(catalog: str) -> None:
-    """With what it holds in memory, as nothing of its own refers to it."""
-    with quick_folder() as folder, Place.new(catalog, folder).create() as repository:
-        session = repository.writable_session("main")
-        write(session, an_array(3))
+@pytest.mark.parametrize("is_writable", [False, True])
+def test_a_session_that_is_dropped_is_gone_at_once(
+    repository: vstore.Repository, *, is_writable: bool
+) -> None:
+    """With what it holds in memory: neither its writer nor the error of a request refers to it."""
+    gc.disable()
+    try:
+        session = repository.writable_session("main") if is_writable else repository.readonly_session("main")
+        if is_writable:
+            write(session, an_array(3))
         seen = weakref.ref(session)
-        gc.disable()
-        try:
-            del session
-            assert seen() is None
-        finally:
-            gc.enable()
+        del session
+        assert seen() is None
+    finally:
+        gc.enable()
