@@ -77,10 +77,11 @@ repository.close()
 print(*sorted(loaded))
 """
 FOR_OTHER_WORK = {
-    "vstore.blobs.writer", "vstore.branching", "vstore.catalog.log", "vstore.changes.diff", "vstore.commit",
-    "vstore.comparison", "vstore.graph", "vstore.merge", "vstore.migrations", "vstore.ops", "vstore.shield",
-    "vstore.storage.objects", "vstore.testing", "vstore.worktree.compare", "vstore.worktree.encode",
-    "vstore.worktree.frozen", "vstore.worktree.listing", "vstore.worktree.moving", "vstore.worktree.reindexing",
+    "vstore.blobs.sealing", "vstore.blobs.slots", "vstore.blobs.writer", "vstore.branching",
+    "vstore.catalog.log", "vstore.changes.diff", "vstore.commit", "vstore.comparison", "vstore.graph",
+    "vstore.merge", "vstore.migrations", "vstore.ops", "vstore.shield", "vstore.storage.objects",
+    "vstore.testing", "vstore.worktree.compare", "vstore.worktree.encode", "vstore.worktree.frozen",
+    "vstore.worktree.listing", "vstore.worktree.moving", "vstore.worktree.reindexing",
     "vstore.worktree.reshape", "vstore.worktree.virtual", "vstore.zarr_pipeline.coder",
     "vstore.zarr_pipeline.reading", "vstore.zarr_pipeline.writing",
 }  # fmt: skip

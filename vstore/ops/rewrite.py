@@ -247,7 +247,7 @@ class Rewriter:
             return tile.manifest
         slot, digest, length = tile.manifest
         writer = self._tree.writer
-        packs, offsets = writer.locate(np.array([slot], dtype=np.uint64))
-        pack = writer.pack_ids[int(packs[0])]
+        packs, offsets = writer.slots.locate(np.array([slot], dtype=np.uint64))
+        pack = writer.slots.pack_ids[int(packs[0])]
         self._named.add(pack)
         return BlobRef(digest, pack, int(offsets[0]), length)

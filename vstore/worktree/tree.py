@@ -224,7 +224,7 @@ class Worktree:
         """
         if self._writer is None or not isinstance(source, OwnBlob):
             return None
-        return self._writer.held(source.slot)
+        return self._writer.slots.held(source.slot)
 
     def size(self, key: str) -> int | None:
         """Return the length in bytes of `key`, or None; reads no data."""

@@ -41,8 +41,8 @@ def commit(writer: BlobWriter) -> BlobRef:
 
 
 def read_back(writer: BlobWriter, storage: LocalStorage, slot: int, data: bytes) -> bytes:
-    packs, offsets = writer.locate(np.array([slot], dtype=np.uint64))
-    ref = BlobRef(blake3_digest(data), writer.pack_ids[int(packs[0])], int(offsets[0]), len(data))
+    packs, offsets = writer.slots.locate(np.array([slot], dtype=np.uint64))
+    ref = BlobRef(blake3_digest(data), writer.slots.pack_ids[int(packs[0])], int(offsets[0]), len(data))
     return bytes(BlobReader(storage).whole(ref, "a blob"))
 
 
@@ -142,8 +142,8 @@ def test_a_seal_in_doubt_moves_the_blobs_to_another_pack(storage: LocalStorage, 
     assert plan.requests[-1].method == "seal"
     doubtful = batch.pack.pack
     commit(writer)
-    packs, _ = writer.locate(np.array([slot], dtype=np.uint64))
-    assert writer.pack_ids[int(packs[0])] != doubtful
+    packs, _ = writer.slots.locate(np.array([slot], dtype=np.uint64))
+    assert writer.slots.pack_ids[int(packs[0])] != doubtful
     assert read_back(writer, storage, slot, data) == data
 
 

@@ -83,10 +83,10 @@ def in_memory(session: Session, path: str = "a") -> int:
 def settle(session: Session) -> None:
     """Seal what there is and spill all of it."""
     session.tree.writer.flush()
-    with session.tree.writer._lock:
+    with session.tree.writer.slots.lock:
         pack, session.tree.writer._open = session.tree.writer._open, None
     if pack is not None:
-        session.tree.writer._seal_early(pack)
+        session.tree.writer._sealer.seal(pack)
     spill(session.tree)
     assert not in_memory(session)
 
@@ -326,16 +326,16 @@ def test_chunks_whose_pack_may_still_move_are_not_spilled() -> None:
         writer = BlobWriter(storage)
         data = b"m" * 3000
         slots = np.array([writer.put(data, blake3_digest(data), BlobKind.MANIFEST)], np.uint64)
-        assert not writer.are_sealed(slots).any()
+        assert not writer.slots.are_sealed(slots).any()
         writer.flush()
         pack = writer._open
         assert pack is not None
-        assert not writer.are_sealed(slots).any()
-        moved = writer._move_to_new_pack(pack)
-        assert not writer.are_sealed(slots).any()
+        assert not writer.slots.are_sealed(slots).any()
+        moved = writer._sealer.move_to_new_pack(pack)
+        assert not writer.slots.are_sealed(slots).any()
         writer._open = None
-        writer._seal_early(moved)
-        assert writer.are_sealed(slots).all()
+        writer._sealer.seal(moved)
+        assert writer.slots.are_sealed(slots).all()
         assert writer.read(int(slots[0]), 3000) == data
         writer.close()
 
