@@ -59,8 +59,8 @@ from vstore.format.node import Content as StoredContent
 from vstore.format.page import Child, Entry, Totals
 from vstore.format.refs import BlobRef
 from vstore.ids import PackId
-from vstore.tree import Change, TreePolicy, update
 from vstore.tree import get as tree_get
+from vstore.tree.writing import Change, TreePolicy, update
 from vstore.worktree.arrays import ArrayState, remember_layer, resolve_tile, tile_is_cached
 from vstore.worktree.contents import Content, OwnBlob
 from vstore.worktree.nodes import NodeState
