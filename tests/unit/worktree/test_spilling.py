@@ -22,6 +22,8 @@ from vstore.storage.base import PackPolicy
 from vstore.storage.local import LocalStorage
 from vstore.storage.objects.storage import ObjectStorage
 from vstore.worktree import encode, spilling
+from vstore.worktree.batch.reading import plan_reads
+from vstore.worktree.batch.writing import set_many
 from vstore.worktree.contents import StoredChunk
 from vstore.worktree.spilling import make_room, spill, spilled_of
 
@@ -422,7 +424,6 @@ def test_a_listing_streams(repository: vstore.Repository) -> None:
 
 def test_batches_see_spilled_refs(repository: vstore.Repository) -> None:
     """Many keys at once give what each gives alone."""
-    batch = pytest.importorskip("vstore.worktree.batch")
     commit(repository, {"a/zarr.json": DOCUMENT, **{key(n): value(n, 3) for n in range(0, COUNT, 4)}})
     session = repository.writable_session("main")
     fill(session, range(0, COUNT, 3), salt=1)
@@ -435,9 +436,9 @@ def test_batches_see_spilled_refs(repository: vstore.Repository) -> None:
     expected = [session.tree.read(one) for one in keys]
 
     def read() -> list[bytes | None]:
-        found = {row: data for task in batch.plan_reads(session.tree, keys) for row, data in task}
+        found = {row: data for task in plan_reads(session.tree, keys) for row, data in task}
         return [None if found[row] is None else bytes(found[row]) for row in range(COUNT)]
 
     assert read() == expected
-    batch.set_many(session.tree_for_writing(), keys[:50], [None] * 25 + [b"new"] * 25)
+    set_many(session.tree_for_writing(), keys[:50], [None] * 25 + [b"new"] * 25)
     assert read() == [None] * 25 + [b"new"] * 25 + expected[50:]
