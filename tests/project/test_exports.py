@@ -80,8 +80,9 @@ FOR_OTHER_WORK = {
     "vstore.blobs.sealing", "vstore.blobs.slots", "vstore.blobs.writer", "vstore.branching",
     "vstore.catalog.log", "vstore.changes.diff", "vstore.commit", "vstore.comparison", "vstore.graph",
     "vstore.merge", "vstore.migrations", "vstore.ops", "vstore.shield", "vstore.storage.objects",
-    "vstore.testing", "vstore.tree.differences", "vstore.tree.writing", "vstore.worktree.compare",
-    "vstore.worktree.encode", "vstore.worktree.frozen", "vstore.worktree.listing", "vstore.worktree.moving",
+    "vstore.testing", "vstore.tree.differences", "vstore.tree.writing", "vstore.worktree.batch",
+    "vstore.worktree.clearing", "vstore.worktree.compare", "vstore.worktree.encode",
+    "vstore.worktree.frozen", "vstore.worktree.listing", "vstore.worktree.moving",
     "vstore.worktree.reindexing", "vstore.worktree.reshape", "vstore.worktree.virtual",
     "vstore.zarr_pipeline.coder", "vstore.zarr_pipeline.reading", "vstore.zarr_pipeline.writing",
 }  # fmt: skip

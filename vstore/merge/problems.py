@@ -15,7 +15,8 @@ from vstore.merge.conflicts import Conflict, ConflictType
 from vstore.merge.decisions import Decisions
 from vstore.merge.places import Places
 from vstore.merge.sides import Side
-from vstore.worktree.tree import Chunk, Document, Worktree
+from vstore.worktree.routes import Chunk, Document
+from vstore.worktree.tree import Worktree
 
 
 class Problem(NamedTuple):

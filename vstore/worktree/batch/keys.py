@@ -13,7 +13,8 @@ from vstore.changes.documents import ArraySpec
 from vstore.changes.tiling import split_indices
 from vstore.format.node import tile_key
 from vstore.keys.zarr import ChunkKeyEncoding
-from vstore.worktree.tree import Chunk, Worktree
+from vstore.worktree.routes import Chunk
+from vstore.worktree.tree import Worktree
 
 FEW = 4
 """So many chunks are handled one by one: setting columns up costs as much as ten look-ups."""
