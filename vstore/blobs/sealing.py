@@ -39,16 +39,34 @@ class PackSealer:
         self._announcing = threading.Lock()
         self._retrying = threading.Lock()
         self._seals: list[Future[None]] = []
+        self._handed_over: set[int] = set()
         self._failed: list[OpenPack] = []
         self._pool: ThreadPoolExecutor | None = None
 
     def start(self, pack: OpenPack) -> Future[None] | None:
-        """Begin to seal a pack; return the seal to wait for if too many are under way. The caller holds the lock."""
+        """Begin to seal a pack; return the seal to wait for if too many are under way. The caller holds the lock.
+
+        `retry_failed` is to be called afterwards, without it.
+        """
         if self._pool is None:
             self._pool = ThreadPoolExecutor(MAX_SEALS_UNDER_WAY, thread_name_prefix="vstore-seal")
         under_way = [seal for seal in self._seals if not seal.done()]
-        self._seals.append(self._pool.submit(self.seal, pack))
+        self._handed_over.add(pack.number)
+        try:
+            self._seals.append(self._pool.submit(self._seal_handed_over, pack))
+        except RuntimeError:
+            # No thread is to be had, or the interpreter is ending: the caller seals it when he retries. The pool may
+            # have kept the pack, and come to it.
+            self._handed_over.remove(pack.number)
+            self._failed.append(pack)
         return under_way[0] if len(under_way) >= MAX_SEALS_UNDER_WAY else None
+
+    def _seal_handed_over(self, pack: OpenPack) -> None:
+        with self._lock:
+            if pack.number not in self._handed_over:
+                return
+            self._handed_over.remove(pack.number)
+        self.seal(pack)
 
     def seal(self, pack: OpenPack) -> None:
         """Seal a pack; while the outcome is in doubt, its blobs go to another one.

@@ -352,17 +352,31 @@ class BlobWriter:
     def flush(self) -> None:
         """Place every blob in a pack, and seal all packs but the one that is open."""
         self.check_usable()
-        with self._lock:
-            self._idle.wait_for(lambda: self._moves == 0)
-            pack = self._open
-        if pack is not None and pack.is_doubtful:
-            self._open = self._sealer.renewed(pack)
+        self._renew_open()
         with self._lock:
             batch = self._take_waiting() if self.slots.waiting else None
         if batch:
             self._write_here(batch)
         self._seal_if_full()
         self._sealer.finish()
+
+    def _renew_open(self) -> None:
+        """Take what is in the open pack to another, if it can't be trusted; what is put meanwhile goes elsewhere."""
+        with self._lock:
+            self._idle.wait_for(lambda: self._moves == 0)
+            pack = self._open
+            if pack is None or not pack.is_doubtful:
+                return
+            self._open = None
+        try:
+            pack = self._sealer.renewed(pack)
+        finally:
+            with self._lock:
+                is_only_one = self._open is None
+                if is_only_one:
+                    self._open = pack
+            if not is_only_one:
+                self._sealer.keep(pack)
 
     def begin_metadata(self) -> MetadataBatch:
         """Return a batch whose blobs will follow the data in the open pack; puts wait until it is over."""
