@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -110,10 +111,15 @@ def test_an_interrupt_does_not_cut_a_commit(
 
     session = repository.writable_session("main")
     session.tree.set("key", b"value")
-    with monkeypatch.context() as patch:
-        patch.setattr(commit_module, "publish", slow)
-        with pytest.raises(KeyboardInterrupt):
-            session.commit("through")
+    # The tests may run where interrupts are ignored, as in the background of a shell.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(commit_module, "publish", slow)
+            with pytest.raises(KeyboardInterrupt):
+                session.commit("through")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert messages(repository)[0] == "through"
     assert session.read_only
     assert session.snapshot_id == repository.lookup_branch("main")
