@@ -87,6 +87,7 @@ class BlobWriter:
         blobs that were taken earlier; all that was taken before is still held then.
         """
         self.check_usable()
+        slots = self.slots
         size = len(data)
         is_direct = self._policy.direct_bytes is not None and size >= self._policy.direct_bytes
         while True:
@@ -94,13 +95,13 @@ class BlobWriter:
                 # Metadata is placed behind all data: nothing may come in between.
                 while self._has_batch:
                     self._idle.wait()
-                if self.slots.is_closed:
+                if slots.is_closed:
                     self.check_usable()
                 known = self._known_slot(digest)
                 if known is not None:
                     return known
                 if is_direct:
-                    slot = self.slots.add_slot()
+                    slot = slots.add_slot()
                     pack = self._open_pack()
                     offset = pack.place(slot, kind, digest, size)
                     pack.writes += 1
@@ -108,8 +109,8 @@ class BlobWriter:
                     break
                 held = self._hold(data, size)
                 if held is not None:
-                    slot = self.slots.add_slot()
-                    self.slots.waiting[slot] = Waiting(kind, digest, held)
+                    slot = slots.add_slot()
+                    slots.waiting[slot] = Waiting(kind, digest, held)
                     self._waiting_bytes += size
                     self._remember(digest, slot)
                     if self._policy.writes_behind or self._waiting_bytes < self._policy.buffer_bytes:

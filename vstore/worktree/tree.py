@@ -67,7 +67,7 @@ class Worktree:
         self.blobs = blobs
         self.own = own if writer is None else writer
         self._writer = writer
-        self.contents = ContentReader(blobs, self.own, virtual)
+        self.contents = ContentReader(blobs, own if writer is None else writer.slots, virtual)
         self.lock = ForkSafeLock()
         self.nodes = NodeTable(blobs, self.contents, root, self.lock)
         self.dictionaries = Dictionaries()
