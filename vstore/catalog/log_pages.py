@@ -18,7 +18,8 @@ from vstore.errors import InternalError, MissingBlobError, OutcomeUnknownError, 
 from vstore.format.log_record import LogRecord
 from vstore.format.page import Page, PageNames
 from vstore.format.refs import BlobRef
-from vstore.tree import Change, PageSink, PageStore
+from vstore.tree import PageSink, PageStore
+from vstore.tree.writing import Change, update
 
 _SPILL_TRIES = 3
 
@@ -65,9 +66,9 @@ def _spill(record: LogRecord, pages: PageStore, store: SpillStore, anew: bool) -
             replaced = {change.key for change in changes}
             kept = [Change(e.key, e) for e in tree.iter_entries(pages, root) if e.key not in replaced]
             every = sorted([*kept, *(c for c in changes if c.entry is not None)], key=lambda c: c.key)
-            root = tree.update(pages, sink, None, every, POLICY)
+            root = update(pages, sink, None, every, POLICY)
         else:
-            root = tree.update(pages, sink, root, changes, POLICY)
+            root = update(pages, sink, root, changes, POLICY)
     return spill(record, changes, root)
 
 
