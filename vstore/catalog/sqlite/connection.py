@@ -43,6 +43,7 @@ _MAX_ROW_BYTES = 64 * 1024 * 1024
 _JOURNAL_LIMIT_BYTES = 1024 * 1024
 """About the size at which SQLite checkpoints by itself (1,000 pages); a longer log is cut back to it."""
 _COPY_TRIES = 8
+_SAID_CHARACTERS = 500
 _ALONE_TIMEOUT_MS = 1000
 _COMPUTES = re.compile(rb"\b(?:as|check|collate|default|generated|references|virtual)\b", re.IGNORECASE)
 """Words that make SQLite compute what a table's rows are, or run code of others; no step of the migrations has one."""
@@ -371,7 +372,9 @@ def translate(error: sqlite3.Error | UnicodeDecodeError, path: str) -> VStoreErr
     """
     # Extended codes have the primary one in their lowest byte.
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-    found = f"{path!r}: {error}"
+    # It may quote a damaged schema.
+    said = str(error)[:_SAID_CHARACTERS]
+    found = f"{path!r}: {said}"
     if code in _FULL:
         return OutOfSpaceError(
             f"{found}. Nothing was changed. Free some space or raise the quota, then try again."
@@ -396,8 +399,8 @@ def translate(error: sqlite3.Error | UnicodeDecodeError, path: str) -> VStoreErr
         return InternalError(f"{found}. Please report this with the traceback.")
     # What is left (malformed, not a database, no such table, constraint failed ...) is met only in a damaged file.
     if code == sqlite3.SQLITE_CORRUPT:
-        return damage(path, f"SQLite says: {error}, or its disk failed to read it (see the system's log)")
-    return damage(path, f"SQLite says: {error}")
+        return damage(path, f"SQLite says: {said}, or its disk failed to read it (see the system's log)")
+    return damage(path, f"SQLite says: {said}")
 
 
 def damage(path: str, finding: str) -> CorruptionError:
