@@ -171,7 +171,7 @@ def _landed(handle: Handle, asked: Hashable, branch: str, source: str, detail: s
     Only if the branch still has it, and `source` means what it meant then, by the operation's `detail`. A name that
     was moved by the snapshot itself, as when a branch's own head was reverted, still does.
     """
-    done = settled(handle, asked, must_hold=False)
+    done = settled(handle, asked)
     made = None if done is None else next((each.after for each in done.changes if each.after), None)
     if done is None or made is None:
         return None

@@ -23,10 +23,8 @@ from vstore.catalog.base import (
     Absent,
     Applied,
     CatalogView,
-    CloseSession,
     DropRef,
     NameUnused,
-    OpenSession,
     Precondition,
     RefIs,
     Refusal,
@@ -103,7 +101,7 @@ def apply(handle: Handle, plan: Plan, *, request: Hashable = None) -> Operation:
 
     If only a value moved meanwhile (status, protection, settings), a snapshot expired, or a session's registration
     changed, `plan` decides anew. `request` says what is asked for: if that was in doubt, this finds out first, and
-    does nothing more if it was applied and still holds.
+    does nothing more if it was applied (`settled`).
     """
     handle.catalog.check_writable()
     done = None if request is None else settled(handle, request)
@@ -140,34 +138,29 @@ def apply(handle: Handle, plan: Plan, *, request: Hashable = None) -> Operation:
     raise InternalError("unreachable")
 
 
-def settled(handle: Handle, request: Hashable, *, must_hold: bool = True) -> Operation | None:
+def settled(handle: Handle, request: Hashable) -> Operation | None:
     """Return the operation of an earlier call for the same, if it was in doubt and was applied.
 
-    With `must_hold` only if what it did is still so.
+    None if it is to be done again: a value that others replaced meanwhile, a branch that they deleted. What moved a
+    ref is not done twice, whatever they did since: that would take their commits away, or refuse what was done.
     """
     doubtful = handle.doubts.get(request)
     if doubtful is None:
         return None
     done = settle(handle.catalog, doubtful)
     handle.doubts.forget(request, doubtful)
-    if done is None or not must_hold:
-        return done
+    if done is None:
+        return None
     with handle.catalog.reading() as view:
-        return done if all(_holds(view, update) for update in doubtful.updates) else None
+        return done if all(_lasts(view, done.kind, update) for update in doubtful.updates) else None
 
 
-def _holds(view: CatalogView, update: Update) -> bool:
+def _lasts(view: CatalogView, kind: OperationKind, update: Update) -> bool:
     match update:
-        case SetRef(kind, name, snapshot):
-            return view.ref(kind, name) == snapshot
-        case DropRef(kind, name):
-            return view.ref(kind, name) is None
         case SetValue(name, value):
             return view.value(name) == value
-        case OpenSession(entry):
-            return view.session(entry.session) == entry
-        case CloseSession(session):
-            return view.session(session) is None
+        case SetRef(ref_kind, name) if kind == OperationKind.CREATE_BRANCH:
+            return view.ref(ref_kind, name) is not None
         case _:
             return True
 

@@ -160,6 +160,54 @@ def test_what_did_not_last_is_done_anew(place: Place) -> None:
             ask()
 
 
+MOVED_ON: dict[str, tuple[Ask, Callable[[vstore.Repository], object]]] = {
+    "create branch": (_create_branch, lambda other: _commit_to(other, "new")),
+    "create tag": (_create_tag, lambda other: other.delete_tag("new")),
+    "delete branch": (
+        lambda repository: lambda: repository.delete_branch("old"),
+        lambda other: other.create_branch("old", other.lookup_branch("main")),
+    ),
+    "delete tag": (
+        lambda repository: lambda: repository.delete_tag("v1"),
+        lambda other: other.create_tag("v1", other.lookup_branch("main"), force=True),
+    ),
+    "reset branch": (_reset, lambda other: _commit_to(other, "main")),
+    "reset whatever there is": (
+        lambda repository: lambda: repository.reset_branch("main", repository.lookup_tag("v1")),
+        lambda other: _commit_to(other, "main"),
+    ),
+    "undo": (lambda repository: repository.undo, lambda other: _commit_to(other, "main")),
+    "restore": (
+        lambda repository: lambda: repository.restore(1),
+        lambda other: _commit_to(other, "main"),
+    ),
+    "fast-forward": (
+        lambda repository: lambda: repository.merge("main", into="old"),
+        lambda other: _commit_to(other, "old"),
+    ),
+}
+
+
+def _commit_to(repository: vstore.Repository, branch: str) -> None:
+    with repository.transaction(branch, message="somebody else's") as store:
+        store.session.tree_for_writing().set("theirs", b"t")
+
+
+@pytest.mark.parametrize("name", MOVED_ON)
+def test_what_others_went_on_from_is_not_done_twice(place: Place, name: str) -> None:
+    """It landed unheard; by the time it is asked for again, somebody else has moved the same ref."""
+    ask_of, go_on = MOVED_ON[name]
+    plan = RecordInDoubt(Fault.APPLIED)
+    plan.mend()
+    with open_faulty(place, plan) as repository, place.open() as other:
+        ask = ask_of(repository)
+        in_doubt(place, plan, repository, ask)
+        go_on(other)
+        theirs = kinds(place), other.list_branches(), other.list_tags(), other.lookup_branch("main")
+        ask()
+        assert (kinds(place), other.list_branches(), other.list_tags(), other.lookup_branch("main")) == theirs
+
+
 def in_doubt(
     place: Place, plan: RecordInDoubt, repository: vstore.Repository, ask: Callable[[], object]
 ) -> None:
