@@ -177,17 +177,21 @@ def try_fault(
     outage: bool = False,
     lands_first: bool = True,
     collects: bool = True,
+    second: tuple[int, NetworkFault] | None = None,
 ) -> str:
     """Run an operation whose request `number` meets `fault`, and return what became of it, in words.
 
     In an `outage` all requests after that one are dropped until the operation gives up. What is held lands right after
-    the error, or, without `lands_first`, when the operation has been asked for again.
+    the error, or, without `lands_first`, when the operation has been asked for again. Another request may meet a
+    `second` fault.
     """
     clean = run_cleanly(site, name)
     operation = OPERATIONS[name]
     with Trial(site, operation, clean) as trial:
         trial.be(OPTIONS if is_quick(fault) else IMPATIENT)
         site.proxy.inject(fault, nth=number)
+        if second is not None:
+            site.proxy.inject(second[1], nth=second[0])
         if outage:
             site.proxy.choose(lambda _: DROP_BEFORE if len(site.proxy.exchanges) > number + 1 else None)
         try:
@@ -197,7 +201,8 @@ def try_fault(
                 f"{n}: {each.method} {each.path} {each.status} {each.server_status} {each.fault or ''}"
                 for n, each in enumerate(site.proxy.exchanges)
             )
-            error.add_note(f"{name} with request {number} {fault}, {outage=} {lands_first=}\n{log}")
+            then = "" if second is None else f", then request {second[0]} {second[1]}"
+            error.add_note(f"{name} with request {number} {fault}{then}, {outage=} {lands_first=}\n{log}")
             raise
 
 
