@@ -141,28 +141,19 @@ def apply(handle: Handle, plan: Plan, *, request: Hashable = None) -> Operation:
 def settled(handle: Handle, request: Hashable) -> Operation | None:
     """Return the operation of an earlier call for the same, if it was in doubt and was applied.
 
-    None if it is to be done again: a value that others replaced meanwhile, a branch that they deleted. What moved a
-    ref is not done twice, whatever they did since: that would take their commits away, or refuse what was done.
+    It is not done twice, whatever others did since: that would take their work away, or refuse what was done. Only a
+    branch that they deleted is made anew.
     """
     doubtful = handle.doubts.get(request)
     if doubtful is None:
         return None
     done = settle(handle.catalog, doubtful)
     handle.doubts.forget(request, doubtful)
-    if done is None:
-        return None
+    if done is None or done.kind != OperationKind.CREATE_BRANCH:
+        return done
     with handle.catalog.reading() as view:
-        return done if all(_lasts(view, done.kind, update) for update in doubtful.updates) else None
-
-
-def _lasts(view: CatalogView, kind: OperationKind, update: Update) -> bool:
-    match update:
-        case SetValue(name, value):
-            return view.value(name) == value
-        case SetRef(ref_kind, name) if kind == OperationKind.CREATE_BRANCH:
-            return view.ref(ref_kind, name) is not None
-        case _:
-            return True
+        is_gone = any(view.ref(change.kind, change.name) is None for change in done.changes)
+    return None if is_gone else done
 
 
 def _raise_refusal(refusal: Refusal, kind: OperationKind) -> NoReturn:

@@ -185,6 +185,18 @@ MOVED_ON: dict[str, tuple[Ask, Callable[[vstore.Repository], object]]] = {
         lambda repository: lambda: repository.merge("main", into="old"),
         lambda other: _commit_to(other, "old"),
     ),
+    "protect": (
+        lambda repository: lambda: repository.protect_branch("old"),
+        lambda other: other.unprotect_branch("old"),
+    ),
+    "set metadata": (
+        lambda repository: lambda: repository.set_metadata({"a": 1}),
+        lambda other: other.set_metadata({"a": 2}),
+    ),
+    "update metadata": (
+        lambda repository: lambda: repository.update_metadata({"a": 1}),
+        lambda other: other.update_metadata({"a": 2}),
+    ),
 }
 
 
@@ -193,9 +205,15 @@ def _commit_to(repository: vstore.Repository, branch: str) -> None:
         store.session.tree_for_writing().set("theirs", b"t")
 
 
+def seen(place: Place) -> tuple[object, ...]:
+    with place.open() as repository:
+        refs = repository.list_branches(), repository.list_tags(), repository.lookup_branch("main")
+        return *refs, repository.metadata, repository.list_protected_branches(), kinds(place)
+
+
 @pytest.mark.parametrize("name", MOVED_ON)
 def test_what_others_went_on_from_is_not_done_twice(place: Place, name: str) -> None:
-    """It landed unheard; by the time it is asked for again, somebody else has moved the same ref."""
+    """It landed unheard; by the time it is asked for again, somebody else has changed the same."""
     ask_of, go_on = MOVED_ON[name]
     plan = RecordInDoubt(Fault.APPLIED)
     plan.mend()
@@ -203,9 +221,9 @@ def test_what_others_went_on_from_is_not_done_twice(place: Place, name: str) -> 
         ask = ask_of(repository)
         in_doubt(place, plan, repository, ask)
         go_on(other)
-        theirs = kinds(place), other.list_branches(), other.list_tags(), other.lookup_branch("main")
+        theirs = seen(place)
         ask()
-        assert (kinds(place), other.list_branches(), other.list_tags(), other.lookup_branch("main")) == theirs
+        assert seen(place) == theirs
 
 
 def in_doubt(
