@@ -41,6 +41,7 @@ from vstore.clock import to_datetime
 from vstore.errors import (
     CommitOutcomeUnknownError,
     ConflictError,
+    FormatError,
     InternalError,
     InvalidInputError,
     ProtectedBranchError,
@@ -49,6 +50,7 @@ from vstore.errors import (
     SessionStateError,
     SnapshotExpiredError,
     StorageError,
+    VStoreError,
 )
 from vstore.format.record import Operation, OperationKind, RefChange, RefKind
 from vstore.handle import Handle, protected_patterns, require_online, require_unprotected
@@ -138,22 +140,45 @@ def apply(handle: Handle, plan: Plan, *, request: Hashable = None) -> Operation:
     raise InternalError("unreachable")
 
 
-def settled(handle: Handle, request: Hashable) -> Operation | None:
+Lasts: TypeAlias = Callable[[CatalogView, Operation], bool]
+"""Tells whether what an operation did is still an answer to who asks for the same."""
+
+
+def settled(handle: Handle, request: Hashable, lasts: Lasts | None = None) -> Operation | None:
     """Return the operation of an earlier call for the same, if it was in doubt and was applied.
 
-    It is not done twice, whatever others did since: that would take their work away, or refuse what was done. Only a
-    branch that they deleted is made anew.
+    It is not done twice, whatever others did since: that would take their work away, or refuse what was done. Only
+    what does not last by `lasts` is made anew; by default a new branch that they deleted.
     """
     doubtful = handle.doubts.get(request)
     if doubtful is None:
         return None
     done = settle(handle.catalog, doubtful)
+    if lasts is None and doubtful.kind == OperationKind.CREATE_BRANCH:
+        lasts = _is_there
+    if done is not None and lasts is not None:
+        try:
+            with handle.catalog.reading() as view:
+                is_answer = lasts(view, done)
+        except (StorageError, FormatError) as error:
+            # As it is, it would say that nothing was done. The doubt stays.
+            raise _still_in_doubt(doubtful, error) from error
+        done = done if is_answer else None
     handle.doubts.forget(request, doubtful)
-    if done is None or done.kind != OperationKind.CREATE_BRANCH:
-        return done
-    with handle.catalog.reading() as view:
-        is_gone = any(view.ref(change.kind, change.name) is None for change in done.changes)
-    return None if is_gone else done
+    return done
+
+
+def _is_there(view: CatalogView, done: Operation) -> bool:
+    return all(view.ref(change.kind, change.name) is not None for change in done.changes)
+
+
+def _still_in_doubt(doubtful: Transaction, error: VStoreError) -> CommitOutcomeUnknownError:
+    text = doubtful.transaction.hex()
+    return CommitOutcomeUnknownError(
+        f"transaction {text} was applied, as it turned out; whether what it did was taken back since can't be told: "
+        f"{error.message} Retry to find out.",
+        transaction_id=text,
+    )
 
 
 def _raise_refusal(refusal: Refusal, kind: OperationKind) -> NoReturn:
@@ -200,6 +225,8 @@ def set_value(
     `request` is as in `apply`.
     """
     made: bytes | None = None
+    asked = None if request is None else (kind, name, request)
+    doubtful = None if asked is None else handle.doubts.get(asked)
 
     def plan(view: CatalogView) -> Change:
         nonlocal made
@@ -207,11 +234,10 @@ def set_value(
         made = change(old)
         return _replacement(kind, name, old, made)
 
-    apply(handle, plan, request=None if request is None else (kind, name, request))
-    if made is None:
-        # An earlier call, whose outcome was unknown, had done it.
-        with handle.catalog.reading() as view:
-            made = view.value(name)
+    apply(handle, plan, request=asked)
+    if made is None and doubtful is not None:
+        # An earlier call, whose outcome was unknown, had done it. Nothing is asked for, which could fail.
+        made = next(update.value for update in doubtful.updates if isinstance(update, SetValue))
     return made or b""
 
 
@@ -412,6 +438,11 @@ def restore(handle: Handle, operation: int | OperationInfo) -> Operation:
     """Make all refs what they were right after an operation."""
     require_writable(handle.storage)
     sequence = operation.sequence if isinstance(operation, OperationInfo) else operation
+    request = (OperationKind.RESTORE, sequence)
+    # First, as what fails below would say that nothing was done.
+    done = settled(handle, request)
+    if done is not None:
+        return done
     with handle.catalog.reading() as view:
         walked = view.sequence
     if type(sequence) is not int or not 0 <= sequence <= walked:
@@ -425,7 +456,7 @@ def restore(handle: Handle, operation: int | OperationInfo) -> Operation:
         now = _before(view.iter_operations(), walked) | targets
         return _put_back(view, OperationKind.RESTORE, everything, now, {"restored": sequence})
 
-    return apply(handle, plan, request=(OperationKind.RESTORE, sequence))
+    return apply(handle, plan, request=request)
 
 
 def _before(operations: Iterator[Operation], last: int) -> _Targets:
