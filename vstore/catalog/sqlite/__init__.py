@@ -19,9 +19,8 @@ from vstore.catalog.base import (
     Outcome,
     Refused,
     Transaction,
-    check_preconditions,
-    check_transaction,
 )
+from vstore.catalog.conditions import check_preconditions, check_transaction
 from vstore.catalog.sqlite.connection import Access, Connection, building, damage
 from vstore.catalog.sqlite.pool import Pool, find_trouble
 from vstore.catalog.sqlite.rows import (
@@ -189,7 +188,9 @@ class SqliteCatalog:
             try:
                 outcome = self._try(transaction)
             except (StorageError, FormatError) as error:
-                if transaction.transaction not in self._unsettled or isinstance(error, CommitOutcomeUnknownError):
+                if transaction.transaction not in self._unsettled or isinstance(
+                    error, CommitOutcomeUnknownError
+                ):
                     raise
                 # As it is, it would say that an earlier try did not land either.
                 raise self._unknown(transaction) from error
