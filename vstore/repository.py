@@ -60,11 +60,12 @@ from vstore.history import (
     resolve,
 )
 from vstore.ids import SnapshotId, new_repository_id, new_transaction_id
-from vstore.keys.objects import LATEST, PACK_PREFIX, pack_name
+from vstore.keys.objects import pack_name
 from vstore.keys.zarr import normalize_prefix
 from vstore.maintenance import Maintenance
 from vstore.refs import MAIN
 from vstore.refs import OperationInfo as OperationInfo
+from vstore.remains import require_no_data
 from vstore.session import Session
 from vstore.storage.base import Storage, reads_only, require_writable
 from vstore.storage.location import open_storage
@@ -80,7 +81,6 @@ if TYPE_CHECKING:
 ROOT_MESSAGE = "Repository initialized"
 _BATCH = 256
 _OPENING_TRIES = 5
-_LARGEST_FIRST_PACK = 4096
 Location: TypeAlias = Any
 """A path, a URL, or an obstore store."""
 
@@ -138,7 +138,9 @@ class Repository(Maintenance):
         `catalog` is "sqlite" or "log"; by default a directory on a local file system gets SQLite, all else a log.
         `authorize_virtual_chunk_access` lists URL prefixes from which virtual chunks may be read.
 
-        Raises `RepositoryExistsError` if there is one, `UnsafeStorageError` if the storage can't make commits safe.
+        Raises `RepositoryExistsError` if there is one, or what is left of one whose catalog is gone: what creates that
+        were interrupted leave is no obstacle. `UnsafeStorageError` if the storage can't make commits safe,
+        `BucketNotFoundError` if its bucket is not there.
         """
         storage = open_storage(location, options=storage_options, create=True)
         require_writable(storage)
@@ -146,7 +148,7 @@ class Repository(Maintenance):
             raise RepositoryExistsError(
                 f"{storage.url} already holds a repository. Open it with Repository.open, or choose another place."
             )
-        _require_no_data(storage)
+        require_no_data(storage)
         config = config or RepositoryConfig()
         name = default_author() if author is None else author
         identity = Identity(new_repository_id(), FORMAT_VERSION, (), clock.now_us())
@@ -799,18 +801,6 @@ def open(location: Location, **options: Any) -> Repository:  # noqa: A001
 
 def _restored(handle: Handle, default_metadata: dict[str, Any], is_config_recalled: bool) -> Repository:
     return Repository(handle, default_metadata, is_config_recalled=is_config_recalled)
-
-
-def _require_no_data(storage: Storage) -> None:
-    """Raise `RepositoryExistsError` where more lies than a `create` that was interrupted can have left."""
-    if storage.size(LATEST) is not None or any(
-        info.size > _LARGEST_FIRST_PACK for info in storage.list(PACK_PREFIX)
-    ):
-        raise RepositoryExistsError(
-            f"{storage.url} holds what is left of a repository whose catalog is gone; a new one would take it for "
-            "garbage. Restore the catalog from a backup, or have vstore.rebuild_catalog make one of the packs. For a "
-            "new repository choose another place."
-        )
 
 
 def _decoded_config(stored: bytes | None) -> RepositoryConfig:

@@ -32,7 +32,7 @@ from vstore.catalog.base import (
 )
 from vstore.catalog.handover import refuse_moved
 from vstore.catalog.log_check import iter_log_damage
-from vstore.catalog.log_head import KEPT_RECORDS, Head, LogReader, Newest
+from vstore.catalog.log_head import KEPT_RECORDS, Head, LogReader, Newest, has_log
 from vstore.catalog.log_patience import Patience
 from vstore.catalog.log_probe import probe, sweep_probes
 from vstore.catalog.log_state import POLICY, EntriesView, LogView, apply, plan_spill, spill
@@ -128,7 +128,7 @@ class LogCatalog:
     @classmethod
     def exists(cls, storage: Storage) -> bool:
         """Tell whether there is a log in `storage`: number 0 is the first object made, and is never freed."""
-        return LogReader(storage).is_present(0)
+        return has_log(storage)
 
     @classmethod
     def open(

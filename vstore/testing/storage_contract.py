@@ -516,3 +516,11 @@ def _make(
     name = pack_name(sink.pack)
     assert storage.read_whole(name, len(body)) == body
     return name
+
+
+if __name__ == "__main__":
+    import sys
+
+    from vstore.testing.own_storage import main
+
+    sys.exit(main(sys.argv[1:]))

@@ -267,7 +267,7 @@ def test_errors_do_not_repeat_what_servers_say_of_the_request(server: XmlServer)
             for secret in (SECRET, "TOKENTOKEN", "TOKEN-OF-A-ROLE"):
                 assert secret not in shown
             if text is body:
-                assert "SignatureDoesNotMatch, The signature does not match" in caught.value.message
+                assert "SignatureDoesNotMatch: The signature does not match" in caught.value.message
                 # Not even where no traceback shows it.
                 assert caught.value.__context__ is None
                 assert caught.value.__cause__ is None

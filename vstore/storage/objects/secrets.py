@@ -152,7 +152,11 @@ class Redactor:
         if document is not None:
             found = ", ".join(_CODE_AND_MESSAGE.findall(line[document.start() :]))
             line = line[: document.start()] + found
-        return self._hide(_URL_SECRETS.sub("", line))[:_SHOWN_CHARACTERS].rstrip(":. ")
+        return self.of_all(line)[:_SHOWN_CHARACTERS].rstrip(":. ")
+
+    def of_all(self, text: str) -> str:
+        """Return `text`, of which nothing but secrets is to be left out."""
+        return self._hide(_URL_SECRETS.sub("", text))
 
     def is_fit(self, text: str) -> bool:
         """Tell whether `text` may be shown as it is."""

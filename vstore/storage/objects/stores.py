@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vstore.errors import InvalidInputError
+from vstore.storage.objects.causes import Place
 from vstore.storage.objects.providers import BlockingProvider
 from vstore.storage.objects.secrets import Redactor, public_settings, secret_values, without_secrets
 
@@ -209,6 +210,17 @@ def describe(store: ObjectStore, prefix: str) -> str:
     return f"{base.rstrip('/')}/{prefix}".rstrip("/") if prefix else base
 
 
+def place_of(store: object) -> Place:
+    """Return what `store` asks, for messages; all of it is empty for what is not reached over a network."""
+    if not is_remote(store):
+        return Place()
+    config: Mapping[str, Any] = getattr(store, "config", None) or {}
+    endpoints = [str(value) for key, value in config.items() if "endpoint" in str(key)]
+    endpoint = str(getattr(store, "url", "")) or next(iter(endpoints), "")
+    bucket = config.get("bucket") or config.get("container_name") or ""
+    return Place(_SERVICES[_class_name(store)], str(bucket), endpoint and without_secrets(endpoint))
+
+
 def is_a(value: object, name: str) -> bool:
     """Tell whether `value` is obstore's store of that class name."""
     from obstore import store as stores
@@ -216,7 +228,8 @@ def is_a(value: object, name: str) -> bool:
     return isinstance(value, getattr(stores, name))
 
 
-_REMOTE = ("S3Store", "GCSStore", "AzureStore", "HTTPStore")
+_SERVICES = {"S3Store": "S3", "GCSStore": "Google", "AzureStore": "Azure", "HTTPStore": "HTTP"}
+_REMOTE = tuple(_SERVICES)
 _SCHEMES = {
     "S3Store": "s3",
     "GCSStore": "gs",
