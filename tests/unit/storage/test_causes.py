@@ -31,6 +31,7 @@ from vstore.errors import (
     WrongEndpointError,
 )
 from vstore.keys.objects import LATEST, REPO
+from vstore.storage.location import open_storage
 from vstore.storage.objects import ObjectStorage
 from vstore.storage.objects.causes import Place, find_cause
 from vstore.storage.objects.client import ATTEMPT_BYTES, Client
@@ -524,6 +525,25 @@ def test_credentials_that_nobody_gave_are_asked_for(service: str, url: str) -> N
     assert cause.finding.startswith("https://login.example.com gave no token")
 
 
+@pytest.mark.parametrize(
+    "provided",
+    [
+        None,
+        {"access_key_id": "the-key", "secret_access_key": "the-secret"},
+        {"aws_access_key_id": "the-key", "aws_secret_access_key": "the-secret", "expires_at": None},
+        {"access_key_id": "the-key", "secret_access_key": "the-secret", "expires_at": "2030-01-01"},
+    ],
+)
+def test_a_provider_that_returns_something_else_is_told_what(s3: XmlServer, provided: Any) -> None:
+    store = S3Store(
+        "bucket", endpoint=s3.url, client_options={"allow_http": True}, credential_provider=lambda: provided
+    )
+    storage = ObjectStorage(store, options=QUICK)
+    for ask in (lambda: storage.size(REPO), lambda: storage.create(REPO, b"")):
+        with pytest.raises(AccessDeniedError, match=r"gave no credentials \(.*It must return .*expires_at"):
+            ask()
+
+
 def test_nothing_is_said_of_what_is_not_known() -> None:
     for text in ("", "it broke", "HTTP error: request or response body error", "status code: 500 X: <html>"):
         assert find_cause(text, S3) is None
@@ -533,6 +553,50 @@ def test_nothing_is_said_of_what_is_not_known() -> None:
     assert find_cause(page, S3) is not None
     with pytest.raises(ObjectNotFoundError):
         ObjectStorage(MemoryStore()).read(REPO, 0, 1)
+
+
+def test_other_programs_names_are_translated() -> None:
+    for given, words in (
+        (
+            {"key": "the-key", "secret": "the-secret"},
+            "'key' is called access_key_id here. 'secret' is called",
+        ),
+        ({"anonymous": True}, "'anonymous' is called skip_signature=True here"),
+    ):
+        with pytest.raises(vstore.InvalidInputError, match=re.escape(words)) as caught:
+            vstore.open("s3://bucket/folder", storage_options=given)
+        assert "the-" not in caught.value.message
+    # What icechunk has among the rest, and what is None.
+    options = {"endpoint": "http://127.0.0.1:9", "region": "r", "allow_http": True, "token": None}
+    storage = open_storage("s3://bucket/folder", options={**options, "client_options": {"user_agent": "me"}})
+    assert isinstance(storage, ObjectStorage)
+    assert storage._store.client_options == {"allow_http": "true", "user_agent": "me"}
+    assert "token" not in storage._store.config
+
+
+@pytest.mark.parametrize("name", ["endpoint", "endpoint_url", "AWS_ENDPOINT_URL"])
+def test_an_endpoint_must_be_a_url(name: str) -> None:
+    with pytest.raises(vstore.InvalidInputError, match=r"its endpoint is no URL\. Write http://"):
+        vstore.open("s3://bucket/folder", storage_options={name: "localhost:9000"})
+
+
+def test_a_panic_of_obstore_is_an_error() -> None:
+    # As pyo3 names its own, which nobody can import.
+    panic_exception = type("PanicException", (BaseException,), {})
+
+    for said, creates, expected in (
+        ("request valid: InvalidUri(InvalidFormat)", False, vstore.InvalidInputError),
+        ("request valid: InvalidUri(InvalidFormat)", True, vstore.InvalidInputError),
+        ("index out of bounds", False, StorageError),
+        ("index out of bounds", True, OutcomeUnknownError),
+    ):
+
+        def panic(store: object, said: str = said) -> None:
+            raise panic_exception(said)
+
+        with pytest.raises(expected) as caught:
+            Client(MemoryStore(), QUICK).run(panic, "do it", creates=creates)
+        assert type(caught.value) is expected
 
 
 def test_places_show_no_secret() -> None:

@@ -51,6 +51,9 @@ class Cause(NamedTuple):
 def find_cause(text: str, place: Place) -> Cause | None:
     """Return what the text of an obstore error says of the cause, None if that is nothing known."""
     said = Said.of(text, place)
+    provided = _PROVIDER.search(text)
+    if provided is not None:
+        return _of_provider(provided[1], place)
     if said.is_for_credentials:
         return _of_credentials(said)
     if said.is_of_connection:
@@ -79,7 +82,7 @@ class Said(NamedTuple):
         return cls(
             status=int(found[1]) if found else None,
             code=code_of(shown),
-            message=" ".join((message[1] or message[2]).split())[:_SHOWN_CHARACTERS] if message else "",
+            message=_shown(message[1] or message[2]) if message else "",
             body=body,
             chain=chain,
             url=url[1] if url else "",
@@ -109,6 +112,7 @@ _CODE = re.compile(r"<Code>\s*([\w.]+)\s*</Code>|\(code: (\w+)\)")
 _MESSAGE = re.compile(r"<Message>([^<]*)<|for key [^\n]*?: ([^\n]*) \(code")
 _URL = re.compile(r"Error performing [A-Z]+ (https?://\S+) in ")
 _CREDENTIALS_URL = re.compile(r"http://(169\.254\.\d+\.\d+|\[fd00:ec2|metadata)")
+_PROVIDER = re.compile(r"External \w+ credential provider: ([^\n]{1,300})")
 _PAGE = re.compile(r"\s*(<!doctype html|<html|<head|<body)", re.IGNORECASE)
 _TITLE = re.compile(r"<title>([^<]{1,100})</title>", re.IGNORECASE)
 _SYSTEM_MESSAGE = re.compile(r'(?:message|error): "([^"]{1,200})"')
@@ -125,6 +129,11 @@ def code_of(text: str) -> str:
     """Return the service's code in the text of an error, or ""."""
     found = _CODE.search(text)
     return (found[1] or found[2]) if found else ""
+
+
+def _shown(message: str) -> str:
+    """Return a service's message as one line; Azure's end with lines for its operators."""
+    return " ".join(message.partition("RequestId:")[0].split())[:_SHOWN_CHARACTERS]
 
 
 def _host_of(url: str) -> str:
@@ -403,5 +412,22 @@ def _of_credentials(said: Said) -> Cause:
         f"{said.host} gave no token for the credentials ({said.answer})",
         "Check the credentials, and that this machine can reach that address.",
         lasts=said.status is not None and said.status < 500,
+        refuses=True,
+    )
+
+
+_PROVIDED = {
+    "S3": '{"access_key_id": ..., "secret_access_key": ..., "token": ... or None, "expires_at": ...}',
+    "Google": '{"token": ..., "expires_at": ...}',
+    "Azure": '{"access_key": ..., "expires_at": ...}, or "sas_token" or "token" in place of "access_key"',
+}
+
+
+def _of_provider(raised: str, place: Place) -> Cause:
+    return Cause(
+        AccessDeniedError,
+        f"the credential_provider gave no credentials ({raised.rstrip('.')})",
+        f"It must return {_PROVIDED.get(place.service, 'credentials')}, where expires_at is a datetime with a time "
+        "zone, or None for never.",
         refuses=True,
     )

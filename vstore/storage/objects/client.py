@@ -17,6 +17,7 @@ from vstore.storage.objects.requests import (
     ShortReplyError,
     check_process,
     has_no_body,
+    panics_caught,
     request_errors,
     translate,
     was_answered,
@@ -96,7 +97,10 @@ class Client:
         while True:
             with self._limiter:
                 try:
-                    result = act(self._store_for(size, tries.timeouts if repeats and not creates else None))
+                    with panics_caught():
+                        result = act(
+                            self._store_for(size, tries.timeouts if repeats and not creates else None)
+                        )
                 except errors as error:
                     wait_s = self._wait_s(tries, error, repeats and not creates)
                     is_silent = ask_why is not None and wait_s is None and self._leaves_open_why(error)

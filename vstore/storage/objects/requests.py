@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from vstore.errors import (
     AccessDeniedError,
     ForkedProcessError,
+    InvalidInputError,
     ObjectExistsError,
     ObjectNotFoundError,
     OutcomeUnknownError,
@@ -50,6 +53,10 @@ class ShortReplyError(StorageError):
     """Another number of bytes came than was asked for. Repeated once."""
 
 
+class PanicError(StorageError):
+    """obstore broke down. Its exception is none that `except Exception` would meet."""
+
+
 class RangeTroubleError(StorageError):
     """The range that was asked for is not within the object, or the server makes nothing of it."""
 
@@ -58,7 +65,18 @@ def request_errors() -> tuple[type[Exception], ...]:
     """Return what requests to obstore raise that is not a bug."""
     from obstore.exceptions import BaseError
 
-    return (BaseError, OSError, NotImplementedError, ShortReplyError)
+    return (BaseError, OSError, NotImplementedError, ShortReplyError, PanicError)
+
+
+@contextmanager
+def panics_caught() -> Iterator[None]:
+    """Make a `PanicError` of an exception that says so only by the name of its class."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise PanicError(f"obstore panicked: {error}") from None
 
 
 def check_process() -> None:
@@ -111,6 +129,7 @@ def is_worth_repeating(error: Exception, place: Place = _ANYWHERE) -> bool:
     if isinstance(error, ShortReplyError) or status == 409:
         return True
     lasting = (
+        PanicError,
         o.AlreadyExistsError,
         o.PreconditionError,
         o.PermissionDeniedError,
@@ -147,6 +166,11 @@ def translate(
         found = f"could not {doing}: {redact.of_all(cause.finding)}."
         if cause.refuses or not creates:
             return cause.error(f"{found} {redact.of_all(cause.remedy)}")
+    if isinstance(error, PanicError) and "InvalidUri" in text:
+        return InvalidInputError(
+            f"could not {doing}: the endpoint is no URL. Write http:// or https:// before it, also in the environment "
+            "(AWS_ENDPOINT_URL)."
+        )
     if isinstance(error, o.PermissionDeniedError | o.UnauthenticatedError | PermissionError):
         return AccessDeniedError(f"{found} Check the credentials, and what they allow on this location.")
     if isinstance(error, FileNotFoundError):

@@ -85,6 +85,8 @@ _PUBLIC_CLIENT_OPTIONS = frozenset(
         "user_agent",
     }
 )
+CLIENT_OPTIONS = _PUBLIC_CLIENT_OPTIONS | {"default_headers"}
+"""Names of the settings of obstore's HTTP client."""
 _PUBLIC_HEADERS = frozenset(
     {
         "content-type",

@@ -269,9 +269,9 @@ class ObjectStorage:
                 "is enough."
             ) from error.__cause__
 
-    def _delete(self, paths: list[str], doing: str) -> None:
+    def _delete(self, paths: Sequence[str], doing: str) -> None:
         try:
-            self._client.run(functools.partial(_delete, paths=paths), doing)
+            self._client.run(functools.partial(_delete, paths=[*paths]), doing)
         except ObjectNotFoundError:
             # Azure, Google and obstore's LocalStore stop at an absent name.
             for path in paths:
