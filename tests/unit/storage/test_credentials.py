@@ -349,6 +349,19 @@ def test_a_provider_signs_requests_in_threads_and_on_a_loop(server: XmlServer, k
     assert {request.headers["x-amz-security-token"] for request in server.requests} == {"token1"}
 
 
+def test_stores_for_other_sizes_share_what_a_provider_said(server: XmlServer) -> None:
+    for lifetime_s, calls in ((3600, 1), (300, 2)):
+        provider = Provider(lifetime_s=lifetime_s)
+        store = S3Store(
+            "bucket", endpoint=server.url, client_options={"allow_http": True}, credential_provider=provider
+        )
+        storage = ObjectStorage(store)
+        for _ in range(2):
+            # The first look is made by the store for services that have not answered yet.
+            assert storage.size(REPO) is None
+        assert provider.calls == calls
+
+
 @pytest.mark.parametrize("kind", [Provider, AsyncProvider])
 def test_credentials_that_expire_are_asked_for_again(server: XmlServer, kind: type[Provider]) -> None:
     provider = kind(lifetime_s=0.01)

@@ -55,7 +55,7 @@ def find_cause(text: str, place: Place) -> Cause | None:
     if provided is not None:
         return _of_provider(provided[1], place)
     if said.is_for_credentials:
-        return _of_credentials(said)
+        return _of_credentials(said, place)
     if said.is_of_connection:
         return _of_connection(said, place)
     return _of_code(said, place) or _of_page(said, place)
@@ -396,14 +396,14 @@ def _name_to_check(host: str) -> str:
     return "Check the name, and this machine's network."
 
 
-def _of_credentials(said: Said) -> Cause:
+def _of_credentials(said: Said, place: Place) -> Cause:
     """Return the cause of a request for credentials that failed; the store itself was asked nothing."""
     if _CREDENTIALS_URL.match(said.url) is not None:
         return Cause(
             AccessDeniedError,
             "no credentials were given, none are in the environment, and this machine's own could not be asked for "
             f"({said.host}: {said.answer if said.status else 'not reached'})",
-            "Give credentials, or skip_signature=True for public data.",
+            f"Give credentials, or skip_signature=True for public data.{_FILES if place.service == 'S3' else ''}",
             lasts=said.status is not None and said.status < 500,
             refuses=True,
         )
@@ -415,6 +415,8 @@ def _of_credentials(said: Said) -> Cause:
         refuses=True,
     )
 
+
+_FILES = " Profiles in ~/.aws are read by obstore.auth.boto3.Boto3CredentialProvider() alone, as credential_provider."
 
 _PROVIDED = {
     "S3": '{"access_key_id": ..., "secret_access_key": ..., "token": ... or None, "expires_at": ...}',

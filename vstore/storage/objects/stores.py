@@ -86,6 +86,8 @@ _OTHER_NAMES = {
     "client_kwargs": "endpoint and region, each an option",
     "connection_string": "account_name with account_key or sas_key",
     "session_token": "token",
+    "get_credentials": "credential_provider",
+    "requester_pays": "request_payer=True",
     "anonymous": "skip_signature=True",
     "force_path_style": "virtual_hosted_style_request=False, which is the default",
     "account": "account_name",
