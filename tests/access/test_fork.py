@@ -98,7 +98,7 @@ def test_a_child_takes_and_ends_a_lease_of_its_own(repository: vstore.Repository
 def test_a_registration_ends_only_by_the_process_that_made_it(repository: vstore.Repository) -> None:
     session = repository.writable_session("main")
     put(session, "key", b"1" * 1000)
-    session._register()
+    session._draft.registration.begin()
 
     def child() -> None:
         with pytest.raises(vstore.ForkedProcessError, match="child can only read"):
@@ -156,10 +156,10 @@ def locks_of(repository: vstore.Repository, reader: vstore.Session, writer: vsto
         "reader's relocations": blobs._moved._lock,
         "writer's worktree": writer.tree.lock,
         "writer's session": writer._lock,
-        "writer's packs": writer.tree.writer._lock,
+        "writer's packs": writer.tree.writer.slots.lock,
         "writer's spilling": writer.tree.spilling,
-        "early seal": writer.tree.writer._announcing,
-        "retried seals": writer.tree.writer._retrying,
+        "early seal": writer.tree.writer._sealer._announcing,
+        "retried seals": writer.tree.writer._sealer._retrying,
     }
     newest = getattr(repository.handle.catalog, "_seen", None)
     return locks if newest is None else {**locks, "newest record": newest._lock}
@@ -209,12 +209,14 @@ KNOWN_LOCKS = {
     "blobs/fetching": "not taken where another process id is seen",
     "blobs/once": "renewed in a child",
     "blobs/moved": "renewed in a child",
-    "blobs/writer": "renewed in a child, or only taken where writing is refused in one",
+    "blobs/sealing": "only taken where writing is refused in a child",
+    "blobs/slots": "renewed in a child",
+    "blobs/writer": "a condition of the lock of `blobs/slots`",
     "handle": "renewed in a child",
     "catalog/log_head": "renewed when another process id is seen",
     "catalog/sqlite/connection": "a child never uses its parent's connections",
     "catalog/sqlite/pool": "taken by the forking thread at a fork, made anew in the child",
-    "session": "renewed in a child",
+    "session/__init__": "renewed in a child",
     "shield": "one for each piece of work, whose threads a child does not have",
     "storage/objects/client": "taken only after the process was checked",
     "storage/objects/pack": "taken only after the process was checked",

@@ -114,6 +114,8 @@ class Versions(RuleBasedStateMachine):
     def teardown(self) -> None:
         if hasattr(self, "repository"):
             assert check(self.repository, data=True).damages == []
+            # It may be writing behind still.
+            self.session.close()
             self.repository.close()
             self.folder.__exit__(None, None, None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import vstore
 from vstore import commit as commit_module
 from vstore.ops.fsck import check
+from vstore.repository.creation import ROOT_MESSAGE
 from vstore.storage.base import PackPolicy
 
 
@@ -45,7 +47,7 @@ def test_committing_again_settles_an_unknown_outcome(
         with pytest.raises(vstore.CommitOutcomeUnknownError):
             session.commit("once")
     assert session.commit("once") == repository.lookup_branch("main")
-    assert messages(repository) == ["once", vstore.repository.ROOT_MESSAGE]
+    assert messages(repository) == ["once", ROOT_MESSAGE]
 
 
 def test_what_was_written_after_a_commit_that_landed_unseen_is_not_dropped(
@@ -110,10 +112,15 @@ def test_an_interrupt_does_not_cut_a_commit(
 
     session = repository.writable_session("main")
     session.tree.set("key", b"value")
-    with monkeypatch.context() as patch:
-        patch.setattr(commit_module, "publish", slow)
-        with pytest.raises(KeyboardInterrupt):
-            session.commit("through")
+    # The tests may run where interrupts are ignored, as in the background of a shell.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(commit_module, "publish", slow)
+            with pytest.raises(KeyboardInterrupt):
+                session.commit("through")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert messages(repository)[0] == "through"
     assert session.read_only
     assert session.snapshot_id == repository.lookup_branch("main")

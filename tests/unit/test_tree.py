@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from vstore import tree
 from vstore.errors import CorruptionError
 from vstore.format.page import (
     MAX_LEVEL,
@@ -26,19 +25,9 @@ from vstore.format.page import (
 )
 from vstore.format.refs import BlobRef
 from vstore.ids import PackId, blake3_digest
-from vstore.tree import (
-    Change,
-    Difference,
-    NameCursor,
-    TreePolicy,
-    get,
-    iter_differences,
-    iter_entries,
-    iter_pages,
-    iter_reversed,
-    totals_in_range,
-    update,
-)
+from vstore.tree import NameCursor, get, iter_entries, iter_pages, iter_reversed, totals_in_range, writing
+from vstore.tree.differences import Difference, iter_differences
+from vstore.tree.writing import Change, TreePolicy, update
 
 PACK = PackId(bytes(16))
 """Pages of about equal size may exceed the policy's bytes by a quarter."""
@@ -136,7 +125,7 @@ def check_leaf(page: Page) -> list[Entry]:
 
 
 def check_inner(pages: Pages, page: Page) -> list[Entry]:
-    assert len(page.keys) <= tree.FANOUT
+    assert len(page.keys) <= writing.FANOUT
     assert set(page.tags) == {0}
     found = []
     for key, value in zip(page.keys, page.values, strict=True):
@@ -172,7 +161,7 @@ class TreeMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         # So that a few hundred entries make a tree of four levels.
-        self.small_fanout = mock.patch.object(tree, "FANOUT", 6)
+        self.small_fanout = mock.patch.object(writing, "FANOUT", 6)
         self.small_fanout.start()
         self.pages = Pages()
         self.root: Child | None = None
@@ -262,7 +251,7 @@ def test_one_change_rewrites_one_page_of_each_level(count):
     pages = Pages()
     root = tree_of(pages, count)
     height = height_of(pages, root)
-    assert height <= 1 + max(0, math.ceil(math.log(count / 10, tree.FANOUT * 0.6))) + 1
+    assert height <= 1 + max(0, math.ceil(math.log(count / 10, writing.FANOUT * 0.6))) + 1
     before = digests_below(pages, root)
     pages.forget()
     key = number(count // 2)
@@ -412,9 +401,9 @@ def test_a_run_that_is_gone_reads_its_pages_and_the_edges_of_the_other_tree(low,
 
 def test_appending_to_a_tree_until_it_is_higher_shares_the_pages_below():
     pages = Pages()
-    count = 16 * tree.FANOUT
+    count = 16 * writing.FANOUT
     root = tree_of(pages, count)
-    new = {number(count + i): entry(number(count + i), b"value") for i in range(40 * tree.FANOUT)}
+    new = {number(count + i): entry(number(count + i), b"value") for i in range(40 * writing.FANOUT)}
     grown = put(pages, root, new)
     assert height_of(pages, grown) > height_of(pages, root)
     assert [d.key for d in differences(pages, root, grown)] == sorted(new)

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from itertools import islice
 
 from vstore.catalog.exported import Exported
-from vstore.catalog.log import SpillStore
 from vstore.catalog.log_head import Head, LogReader
+from vstore.catalog.log_pages import SpillStore
 from vstore.catalog.log_patience import Patience
 from vstore.catalog.log_state import (
     COLD_KEPT_BYTES,
@@ -50,7 +50,8 @@ from vstore.format.refs import unpack_message
 from vstore.ids import SnapshotId, new_nonce
 from vstore.keys.objects import LATEST, REPO, log_name
 from vstore.storage.base import Storage
-from vstore.tree import FANOUT, PageSink
+from vstore.tree import PageSink
+from vstore.tree.writing import FANOUT
 
 _HOT = (Space.VALUE, Space.BRANCH, Space.TAG, Space.SESSION, Space.PACK)
 """What every opening asks for comes first."""

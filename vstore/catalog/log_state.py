@@ -28,7 +28,8 @@ from vstore.format.page import Child, Entry, Totals
 from vstore.format.record import Operation, decode_operation
 from vstore.format.refs import BlobRef
 from vstore.ids import SnapshotId, TransactionId
-from vstore.tree import Change, PageStore, TreePolicy
+from vstore.tree import PageStore
+from vstore.tree.writing import Change, TreePolicy
 
 INLINE_BYTES = 10 * 1024
 """A record with more than this in its entries spills, so that with its transaction ids it stays below 16 KiB."""

@@ -21,7 +21,7 @@ from vstore.changes.tiling import join_indices
 from vstore.format.node import Tiles, path_of, tile_of
 from vstore.ids import NodeId
 from vstore.keys.zarr import iter_ancestors, join_key
-from vstore.tree import iter_differences
+from vstore.tree.differences import iter_differences
 from vstore.worktree.arrays import ArrayState, unshared_positions
 from vstore.worktree.contents import Content
 from vstore.worktree.nodes import NodeState

@@ -1,7 +1,7 @@
 """What lies at a place where a repository is to be made: nothing, what an interrupted `create` left, or data.
 
 A catalog that is gone leaves packs that a new one would take for garbage, and records of a log that a new log would run
-into. Above: `repository`, which asks before it makes anything.
+into. Above: `creation`, which asks before it makes anything.
 """
 
 from __future__ import annotations
