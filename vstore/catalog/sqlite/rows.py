@@ -201,7 +201,9 @@ def check_log_row(path: str, sequence: Any, transaction: Any, snapshot: Any, bod
     )
     row = LogRow(sequence, transaction, snapshot, body)
     if not is_typed or not 0 <= sequence < 2**63 or len(snapshot or b"") > 255 or crc != log_crc(row):
-        raise damage(path, f"table 'log', row {_shown(sequence)!r}, which holds that operation, fails its checksum")
+        raise damage(
+            path, f"table 'log', row {_shown(sequence)!r}, which holds that operation, fails its checksum"
+        )
     return row
 
 
