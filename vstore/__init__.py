@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vstore.errors import (
         AccessDeniedError,
         AlreadyExistsError,
+        BucketNotFoundError,
         CommitOutcomeUnknownError,
         ConflictError,
         CorruptionError,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
         SnapshotNotFoundError,
         SolverError,
         StorageError,
+        UnreachableError,
         UnrelatedHistoriesError,
         UnsafeStorageError,
         UnsupportedFormatError,
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
         VirtualChunkModifiedError,
         VirtualChunkUnauthorizedError,
         VStoreError,
+        WrongEndpointError,
     )
     from vstore.leases import SessionInfo
     from vstore.merge.conflicts import Conflict, ConflictType, UseValue, VersionSelection
@@ -78,6 +81,7 @@ __all__ = [
     "AlreadyExistsError",
     "BasicConflictSolver",
     "Box",
+    "BucketNotFoundError",
     "CommitOutcomeUnknownError",
     "Conflict",
     "ConflictDetector",
@@ -121,6 +125,7 @@ __all__ = [
     "SnapshotNotFoundError",
     "SolverError",
     "StorageError",
+    "UnreachableError",
     "UnrelatedHistoriesError",
     "UnsafeStorageError",
     "UnsupportedFormatError",
@@ -131,6 +136,7 @@ __all__ = [
     "VirtualChunkError",
     "VirtualChunkModifiedError",
     "VirtualChunkUnauthorizedError",
+    "WrongEndpointError",
     "open",
     "rebuild_catalog",
     "set_cache_bytes",

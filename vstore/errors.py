@@ -17,7 +17,8 @@ names the object, what was expected, what was found, and the next thing to do.
       SessionStateError                   NothingToCommitError, ForkedProcessError
       StorageError                        ObjectNotFoundError, ObjectExistsError, OutOfSpaceError,
                                           AccessDeniedError, OutcomeUnknownError, CommitOutcomeUnknownError,
-                                          UnsafeStorageError
+                                          UnsafeStorageError, UnreachableError, WrongEndpointError,
+                                          BucketNotFoundError
       FormatError                         CorruptionError, MissingBlobError, UnsupportedFormatError
       VirtualChunkError                   VirtualChunkUnauthorizedError, VirtualChunkModifiedError
       InternalError                       a bug of ours: report it
@@ -32,6 +33,7 @@ from typing import Any, ClassVar
 __all__ = [
     "AccessDeniedError",
     "AlreadyExistsError",
+    "BucketNotFoundError",
     "CommitOutcomeUnknownError",
     "ConflictError",
     "CorruptionError",
@@ -62,6 +64,7 @@ __all__ = [
     "SnapshotNotFoundError",
     "SolverError",
     "StorageError",
+    "UnreachableError",
     "UnrelatedHistoriesError",
     "UnsafeStorageError",
     "UnsupportedFormatError",
@@ -69,6 +72,7 @@ __all__ = [
     "VirtualChunkError",
     "VirtualChunkModifiedError",
     "VirtualChunkUnauthorizedError",
+    "WrongEndpointError",
 ]
 
 
@@ -112,6 +116,9 @@ class ErrorKind(StrEnum):
     PROTECTED_BRANCH = "protected-branch"
     UNRELATED_HISTORIES = "unrelated-histories"
     SOLVER = "solver"
+    BUCKET_NOT_FOUND = "bucket-not-found"
+    UNREACHABLE = "unreachable"
+    WRONG_ENDPOINT = "wrong-endpoint"
 
 
 class VStoreError(Exception):
@@ -342,6 +349,24 @@ class UnsafeStorageError(StorageError):
     """The storage can't give the guarantees that commits need."""
 
     kind = ErrorKind.UNSAFE_STORAGE
+
+
+class UnreachableError(StorageError):
+    """No connection came about, or no answer came over it: name, port, certificate, proxy, network or service."""
+
+    kind = ErrorKind.UNREACHABLE
+
+
+class WrongEndpointError(StorageError):
+    """What answers is not the service that was meant, or not the right one of it: a web page, another region."""
+
+    kind = ErrorKind.WRONG_ENDPOINT
+
+
+class BucketNotFoundError(StorageError):
+    """The bucket or container is not there; vstore makes none."""
+
+    kind = ErrorKind.BUCKET_NOT_FOUND
 
 
 class FormatError(VStoreError):

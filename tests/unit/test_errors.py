@@ -47,6 +47,9 @@ KINDS = {
     "RebaseFailedError": "rebase-failed",
     "SolverError": "solver",
     "UnrelatedHistoriesError": "unrelated-histories",
+    "BucketNotFoundError": "bucket-not-found",
+    "UnreachableError": "unreachable",
+    "WrongEndpointError": "wrong-endpoint",
 }
 
 

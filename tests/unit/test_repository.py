@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -933,6 +934,34 @@ def test_what_is_left_of_a_repository_is_not_built_over(tmp_path: Path, catalog:
         ):
             make(folder)
     assert not (folder / "catalog.sqlite").exists()
+
+
+@pytest.mark.parametrize("catalog", ["sqlite", "log"])
+def test_not_even_a_small_one(tmp_path: Path, catalog: str) -> None:
+    """Its packs are as small as the first one, and its log may lack no more than its beginning."""
+    folder = tmp_path / "repository"
+    with vstore.Repository.create(folder, catalog=catalog) as repository:
+        repository.writable_session("main").commit("nothing", allow_empty=True)
+    gone = [*folder.glob("catalog.sqlite*"), *folder.glob("latest"), *folder.glob("log/*0")]
+    for path in gone:
+        path.unlink()
+    with pytest.raises(vstore.RepositoryExistsError, match="rebuild_catalog"):
+        vstore.Repository.create(folder, catalog=catalog)
+    if catalog == "log":
+        shutil.rmtree(folder / "packs")
+        with pytest.raises(vstore.RepositoryExistsError, match="rebuild_catalog"):
+            vstore.Repository.create(folder, catalog=catalog)
+
+
+def test_a_small_pack_that_is_damaged_is_not_built_over(tmp_path: Path) -> None:
+    vstore.Repository.create(tmp_path / "one").close()
+    for path in (tmp_path / "one").glob("catalog.sqlite*"):
+        path.unlink()
+    (pack,) = (path for path in (tmp_path / "one" / "packs").rglob("*") if path.is_file())
+    pack.chmod(0o644)
+    pack.write_bytes(pack.read_bytes()[:-1])
+    with pytest.raises(vstore.RepositoryExistsError, match="rebuild_catalog"):
+        vstore.Repository.create(tmp_path / "one")
 
 
 def test_an_interrupted_create_is_no_obstacle(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def _missing_message(ref: BlobRef, what: str) -> str:
     return (
         f"{what} is missing: pack {ref.pack.hex()} should hold blob {ref.digest.hex()} "
         f"({ref.length} bytes at {ref.offset}), but there is no such pack. "
-        "vstore.ops.fsck names all that is damaged; restore the pack from a copy of the repository."
+        "repo.fsck() names all that is damaged; restore the pack from a copy of the repository."
     )
 
 
@@ -240,7 +240,7 @@ class BlobReader:
         return CorruptionError(
             f"{what} is damaged: blob {ref.digest.hex()} at {ref.offset} (length {ref.length}) in "
             f"{pack_name(ref.pack)} of {self.storage.url}: {found}. "
-            "vstore.ops.fsck names all that is damaged; restore the file from a copy of the repository."
+            "repo.fsck() names all that is damaged; restore the file from a copy of the repository."
         )
 
     def _with_recovery(self, ref: BlobRef, what: str, read: Callable[[BlobRef], memoryview]) -> memoryview:

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 def find_catalog(storage: Storage, spill: SpillStore | None = None) -> CatalogKind | None:
     """Return which catalog counts in `storage`, or None; `CorruptionError` if it holds two that are not related."""
     has_sqlite = isinstance(storage, LocalStorage) and handover.has_sqlite(storage.root)
-    # Number 0 is the first object of a log, and is never freed. Asked, as of SQLite, without loading the catalog.
-    has_log = storage.size(log_name(0)) is not None
+    # Number 0 is the first object of a log, and is never freed.
+    has_log = _has_log(storage)
     if has_sqlite and has_log:
         # One of them was converted to the other.
         assert isinstance(storage, LocalStorage)
@@ -42,12 +42,21 @@ def find_catalog(storage: Storage, spill: SpillStore | None = None) -> CatalogKi
     return "sqlite" if has_sqlite else "log" if has_log else None
 
 
+def _has_log(storage: Storage) -> bool:
+    if storage.is_local:
+        # Asked, as of SQLite, without loading the catalog.
+        return storage.size(log_name(0)) is not None
+    from vstore.catalog.log_head import has_log
+
+    return has_log(storage)
+
+
 def _log_counts(storage: LocalStorage, spill: SpillStore | None) -> bool:
     counts = handover.log_counts(storage, spill)
     if counts is None:
         raise CorruptionError(
             f"{storage.url!r} holds two catalogs, {SQLITE_FILE!r} and 'log/': which one is current can't be told. "
-            "Move the one that is out of date out of the folder, then check the repository with vstore.ops.fsck."
+            "Move the one that is out of date out of the folder, then open the repository and check it by repo.fsck()."
         )
     return counts
 

@@ -29,7 +29,7 @@ from vstore.catalog.base import (
 from vstore.catalog.conditions import check_preconditions, check_transaction
 from vstore.catalog.handover import refuse_moved
 from vstore.catalog.log_check import iter_log_damage, iter_view_damage
-from vstore.catalog.log_head import KEPT_RECORDS, Head, LogReader, Newest
+from vstore.catalog.log_head import KEPT_RECORDS, Head, LogReader, Newest, has_log
 from vstore.catalog.log_pages import SpillStore, StaleStateError, StatePages, spill_surely
 from vstore.catalog.log_patience import Patience
 from vstore.catalog.log_probe import probe, sweep_probes
@@ -103,7 +103,7 @@ class LogCatalog:
     @classmethod
     def exists(cls, storage: Storage) -> bool:
         """Tell whether there is a log in `storage`: number 0 is the first object made, and is never freed."""
-        return LogReader(storage).is_present(0)
+        return has_log(storage)
 
     @classmethod
     def open(

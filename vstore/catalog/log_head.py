@@ -20,6 +20,7 @@ from vstore.errors import (
     ObjectNotFoundError,
     RepositoryNotFoundError,
     StorageError,
+    WrongEndpointError,
 )
 from vstore.format.log_record import (
     MAX_RECORD_BYTES,
@@ -98,24 +99,19 @@ class LogReader:
     def read(self, sequence: int) -> Head | Tombstone | None:
         """Return what is stored under a number."""
         for tries_left in reversed(range(_READ_TRIES)):
+            data = b""
             try:
-                return self._read_once(sequence)
+                data = self._storage.read_whole(log_name(sequence), MAX_RECORD_BYTES)
+                return self._decode(sequence, data)
+            except ObjectNotFoundError:
+                return None
             except CorruptionError:
                 # It may have been damaged on the way: what is stored is read again before it is called damaged.
+                if not tries_left or data.lstrip().startswith(b"<"):
+                    self._refuse_wrong_server(data)
                 if not tries_left:
                     raise
         raise InternalError("unreachable")
-
-    def _read_once(self, sequence: int) -> Head | Tombstone | None:
-        name = log_name(sequence)
-        try:
-            data = self._storage.read_whole(name, MAX_RECORD_BYTES)
-        except ObjectNotFoundError:
-            return None
-        found = self._decode(name, data)
-        if found.sequence != sequence:
-            raise self._damage(name, f"it says that it is number {found.sequence}")
-        return found if isinstance(found, Tombstone) else Head(found, data, True)
 
     def hint(self) -> Head | None:
         """Return the record in the hint, or None if it is absent or can't be read: it is never needed."""
@@ -168,12 +164,14 @@ class LogReader:
         return head
 
     def _has_first(self) -> bool:
-        if not reads_only(self._storage):
+        if self._storage.is_local:
             return self.is_present(0)
         try:
-            # Not only asked for: it could be a page that a web server shows for everything.
+            # Not only asked for: it could be a page that a server shows for everything.
             return self.read(0) is not None
         except AccessDeniedError as error:
+            if not reads_only(self._storage):
+                raise
             raise AccessDeniedError(
                 f"{error.message} Some servers answer so for what is not there: check the location, too."
             ) from error
@@ -241,16 +239,20 @@ class LogReader:
             log_name(found.sequence), "it is one of too many tombstones that follow each other"
         )
 
-    def _decode(self, name: str, data: bytes) -> LogRecord | Tombstone:
+    def _decode(self, sequence: int, data: bytes) -> Head | Tombstone:
+        name = log_name(sequence)
         try:
-            return decode_log_object(data)
+            found = decode_log_object(data)
         except CorruptionError as error:
-            if reads_only(self._storage):
-                self._refuse_wrong_server(data)
             raise self._damage(name, str(error)) from error
+        if found.sequence != sequence:
+            raise self._damage(name, f"it says that it is number {found.sequence}")
+        return found if isinstance(found, Tombstone) else Head(found, data, True)
 
     def _refuse_wrong_server(self, data: bytes) -> None:
-        """Raise `StorageError` if what came is not damaged, but not what the web server was asked for."""
+        """Raise `StorageError` if what came is not damaged, but not what the server was asked for."""
+        if self._storage.is_local:
+            return
         url = self._storage.url
         if data.startswith(_GZIP_MAGIC):
             raise StorageError(
@@ -261,18 +263,38 @@ class LogReader:
             answers_all = self._storage.size(log_name(LAST_SEQUENCE)) is not None
         except StorageError:
             answers_all = False
-        if answers_all:
-            raise StorageError(
-                f"{url!r} answers also for files that are not there: with a page of its own and status 200, or by "
-                "sending on to one, for example to log in. vstore finds the newest commit by asking for the next "
-                "one: serve the repository by a server that answers 404 for absent files."
+        if not answers_all:
+            return
+        answers = f"{url!r} answers also for files that are not there: with a page of its own and status 200"
+        if reads_only(self._storage):
+            raise WrongEndpointError(
+                f"{answers}, or by sending on to one, for example to log in. vstore finds the newest commit by asking "
+                "for the next one: serve the repository by a server that answers 404 for absent files."
             )
+        raise WrongEndpointError(
+            f"{answers}. That is no object store: check the endpoint. Many services have their web console on another "
+            "port; in between may be a proxy, or a network that wants a log-in first."
+        )
 
     def _damage(self, name: str, finding: str) -> CorruptionError:
         return CorruptionError(
-            f"{name!r} in {self._storage.url!r} is damaged: {finding}. Check the repository with vstore.ops.fsck, "
-            "and restore the object from a backup."
+            f"{name!r} in {self._storage.url!r} is damaged: {finding}. Restore the object from a backup; repo.fsck() "
+            "then tells whether all is well. Without one, move 'log/', 'latest' and 'repo' elsewhere and have "
+            "vstore.rebuild_catalog make a catalog of the packs."
         )
+
+
+def has_log(storage: Storage) -> bool:
+    """Tell whether there is a log in `storage`, if only a damaged one, or one that is just begun."""
+    reader = LogReader(storage)
+    if storage.is_local:
+        return reader.is_present(0)
+    try:
+        # An answer alone proves nothing: a server that is no object store may have one for everything. And the reply to
+        # a mere look has no room to say that the bucket is missing.
+        return reader.read(0) is not None
+    except FormatError:
+        return True
 
 
 def is_begun_only(storage: Storage) -> bool:

@@ -85,7 +85,9 @@ def plan_spill(record: LogRecord) -> list[Change]:
     rest stay as long as they are few, because every reader needs them.
     """
     if b"" in record.entries:
-        raise CorruptionError("the newest record of the catalog has an entry without a key. Run repo.fsck().")
+        raise CorruptionError(
+            "the newest record of the catalog has an entry without a key. repo.fsck() names all that is damaged."
+        )
     cold = [key for key in record.entries if key[0] in _COLD]
     hot = [key for key in record.entries if key[0] not in _COLD]
     if _size(record, cold) + _size(record, hot) <= INLINE_BYTES:
@@ -199,13 +201,13 @@ class LogView(StateView):
             if operation.sequence != expected:
                 raise CorruptionError(
                     f"the operations log of the catalog has number {operation.sequence} where {expected} belongs. "
-                    "Check the repository with vstore.ops.fsck."
+                    "repo.fsck() names all that is damaged."
                 )
             yield operation
             expected -= 1
         if expected != -1:
             raise CorruptionError(
-                f"operation {expected} is missing from the catalog. Check the repository with vstore.ops.fsck."
+                f"operation {expected} is missing from the catalog. repo.fsck() names all that is damaged."
             )
 
     def _operation_values(self, before: int) -> Iterator[bytes]:
@@ -239,7 +241,7 @@ class LogView(StateView):
         value = self._get(Space.OPERATION, operation_key(sequence))
         if value is None:
             raise CorruptionError(
-                f"operation {sequence} is missing from the catalog. Check the repository with vstore.ops.fsck."
+                f"operation {sequence} is missing from the catalog. repo.fsck() names all that is damaged."
             )
         return decode_operation(value)
 

@@ -79,7 +79,9 @@ class Repository(Settings, Snapshots, References, Merging, Maintenance):
         `catalog` is "sqlite" or "log"; by default a directory on a local file system gets SQLite, all else a log.
         `authorize_virtual_chunk_access` lists URL prefixes from which virtual chunks may be read.
 
-        Raises `RepositoryExistsError` if there is one, `UnsafeStorageError` if the storage can't make commits safe.
+        Raises `RepositoryExistsError` if there is one, or what is left of one whose catalog is gone: what creates that
+        were interrupted leave is no obstacle. `UnsafeStorageError` if the storage can't make commits safe,
+        `BucketNotFoundError` if its bucket is not there.
         """
         from vstore.repository import creation
 

@@ -38,12 +38,12 @@ from vstore.format.envelope import BlobKind
 from vstore.format.record import OperationKind, RefKind, SnapshotEntry
 from vstore.format.snapshot import Snapshot, encode_snapshot
 from vstore.ids import new_repository_id, new_transaction_id
-from vstore.keys.objects import LATEST, PACK_PREFIX, pack_name
+from vstore.keys.objects import pack_name
 from vstore.refs import MAIN
+from vstore.repository.remains import require_no_data
 from vstore.storage.base import Storage, require_writable
 
 ROOT_MESSAGE = "Repository initialized"
-_LARGEST_FIRST_PACK = 4096
 
 
 def create(
@@ -55,7 +55,7 @@ def create(
         raise RepositoryExistsError(
             f"{storage.url} already holds a repository. Open it with Repository.open, or choose another place."
         )
-    _require_no_data(storage)
+    require_no_data(storage)
     identity = Identity(new_repository_id(), FORMAT_VERSION, (), clock.now_us())
     first = first_transaction(storage, identity, config, author, clock)
     try:
@@ -66,18 +66,6 @@ def create(
         with suppress(StorageError):
             storage.delete(list(map(pack_name, packs)))
         raise
-
-
-def _require_no_data(storage: Storage) -> None:
-    """Raise `RepositoryExistsError` where more lies than a `create` that was interrupted can have left."""
-    if storage.size(LATEST) is not None or any(
-        info.size > _LARGEST_FIRST_PACK for info in storage.list(PACK_PREFIX)
-    ):
-        raise RepositoryExistsError(
-            f"{storage.url} holds what is left of a repository whose catalog is gone; a new one would take it for "
-            "garbage. Restore the catalog from a backup, or have vstore.rebuild_catalog make one of the packs. For a "
-            "new repository choose another place."
-        )
 
 
 def first_transaction(

@@ -164,5 +164,6 @@ def require_writable(storage: Storage) -> None:
     if reads_only(storage):
         raise ReadOnlyError(
             f"{storage.url} can only be read: HTTP servers have no safe way to write. Open the repository where its "
-            "files are, in a directory or an object store, to change it."
+            "files are, in a directory or an object store, to change it; for a bucket write s3://bucket/folder, and "
+            "give its address as the storage option endpoint."
         )

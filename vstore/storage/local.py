@@ -144,7 +144,8 @@ class LocalStorage:
             size = os.fstat(file.fileno()).st_size
             if size > limit:
                 raise CorruptionError(
-                    f"{self._path(name)!r} holds {size} bytes where at most {limit} are expected. Run fsck."
+                    f"{self._path(name)!r} holds {size} bytes where at most {limit} are expected. "
+                    "repo.fsck() names all that is damaged."
                 )
             return _read_exactly(file, 0, size)
 

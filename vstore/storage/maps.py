@@ -144,6 +144,6 @@ class KeptPacks:
 
 def too_short(path: str, wanted: int, size: int) -> str:
     return (
-        f"{path!r} was cut: bytes up to {wanted} were wanted, it holds {size}. Run fsck to see what is affected; "
+        f"{path!r} was cut: bytes up to {wanted} were wanted, it holds {size}. repo.fsck() tells what is affected; "
         "restore the file from a copy."
     )

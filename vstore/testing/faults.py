@@ -15,7 +15,13 @@ from contextlib import suppress
 from enum import Enum
 from typing import NamedTuple, TypeVar
 
-from vstore.errors import CorruptionError, OutcomeUnknownError, StorageError, VStoreError
+from vstore.errors import (
+    CorruptionError,
+    ObjectNotFoundError,
+    OutcomeUnknownError,
+    StorageError,
+    VStoreError,
+)
 from vstore.ids import BytesLike, PackId
 from vstore.keys.objects import pack_name
 from vstore.storage.base import ObjectInfo, PackSink, Storage
@@ -103,7 +109,8 @@ class FaultPlan:
             damaged = {Fault.CORRUPT: corrupt, Fault.TRUNCATE: truncate}.get(fault) if fault else None
             return (damaged or act)()
         if fault in (Fault.APPLIED, Fault.CRASH_AFTER):
-            act()
+            with suppress(ObjectNotFoundError):  # an answer, too, and lost
+                act()
         if fault is Fault.LATE:
             self._late.append(late() if late else act)
         if fault in (Fault.CRASH_BEFORE, Fault.CRASH_AFTER):

@@ -319,7 +319,7 @@ def test_what_was_damaged_on_the_way_is_read_again(storage, fault: Fault):
     faulty = FaultyStorage(storage)
     with pytest.raises(CorruptionError):
         LogReader(faulty).read(outcome.operation.sequence)
-    assert len(faulty.plan.requests) == 3
+    assert [each.method for each in faulty.plan.requests].count("read_whole") == 3
 
 
 def test_no_handle_goes_backwards_with_its_pickle(tmp_path):

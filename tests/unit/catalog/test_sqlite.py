@@ -569,7 +569,7 @@ def test_lost_and_changed_rows_are_noticed(specimen, folder, statement, look):
     with pytest.raises(CorruptionError) as caught:
         look_at(catalog, LOOKS[look])
     assert SQLITE_FILE in str(caught.value)
-    assert "vstore.ops.fsck" in str(caught.value)
+    assert "repo.fsck()" in str(caught.value)
     assert catalog.check()
     catalog.close()
 

@@ -234,6 +234,7 @@ def test_a_server_that_never_answers_does_not_hang(server: XmlServer) -> None:
 
 def test_larger_requests_have_more_time(server: XmlServer) -> None:
     client = Client(server.store(), RequestOptions(attempt_timeout_s=2))
+    client._answered = True
 
     def timeout(size: int) -> Any:
         return client.run(lambda store: store.client_options["timeout"], "look", size=size)
@@ -388,7 +389,7 @@ def test_no_more_requests_are_under_way_than_allowed(server: XmlServer, limit: i
 
             return count()
 
-    client._store_for = lambda size: Counting(original(size))  # type: ignore[method-assign]
+    client._store_for = lambda *given: Counting(original(*given))  # type: ignore[method-assign]
 
     with ThreadPoolExecutor(12) as pool:
         for task in [pool.submit(storage.read, REPO, 0, 100) for _ in range(60)]:

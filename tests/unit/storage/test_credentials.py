@@ -267,7 +267,7 @@ def test_errors_do_not_repeat_what_servers_say_of_the_request(server: XmlServer)
             for secret in (SECRET, "TOKENTOKEN", "TOKEN-OF-A-ROLE"):
                 assert secret not in shown
             if text is body:
-                assert "SignatureDoesNotMatch, The signature does not match" in caught.value.message
+                assert "SignatureDoesNotMatch: The signature does not match" in caught.value.message
                 # Not even where no traceback shows it.
                 assert caught.value.__context__ is None
                 assert caught.value.__cause__ is None
@@ -347,6 +347,19 @@ def test_a_provider_signs_requests_in_threads_and_on_a_loop(server: XmlServer, k
     assert asyncio.run(read()) == b"reporepo"
     assert provider.calls == 1
     assert {request.headers["x-amz-security-token"] for request in server.requests} == {"token1"}
+
+
+def test_stores_for_other_sizes_share_what_a_provider_said(server: XmlServer) -> None:
+    for lifetime_s, calls in ((3600, 1), (300, 2)):
+        provider = Provider(lifetime_s=lifetime_s)
+        store = S3Store(
+            "bucket", endpoint=server.url, client_options={"allow_http": True}, credential_provider=provider
+        )
+        storage = ObjectStorage(store)
+        for _ in range(2):
+            # The first look is made by the store for services that have not answered yet.
+            assert storage.size(REPO) is None
+        assert provider.calls == calls
 
 
 @pytest.mark.parametrize("kind", [Provider, AsyncProvider])

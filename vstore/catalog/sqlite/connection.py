@@ -406,7 +406,9 @@ def translate(error: sqlite3.Error | UnicodeDecodeError, path: str) -> VStoreErr
 def damage(path: str, finding: str) -> CorruptionError:
     """Return the error for damage found in the catalog at `path`."""
     return CorruptionError(
-        f"{path!r} is damaged: {finding}. Check it with vstore.ops.fsck, and restore the file from a backup."
+        f"{path!r} is damaged: {finding}. If the repository can be opened, repo.fsck() names all that is damaged. "
+        "Restore the file from a backup; without one, move it elsewhere with its -wal and -shm, and have "
+        "vstore.rebuild_catalog make a catalog of the packs."
     )
 
 

@@ -1,17 +1,20 @@
 """Object stores: what obstore's errors mean, which are worth another try, what they are to the layers above.
 
-Which exception obstore raises when is a matter of trial, and what it knows only its text says. After an unclear answer
-to a create only reading back tells.
+Which exception obstore raises when is a matter of trial, and what it knows only its text says; `causes` reads that.
+After an unclear answer to a create only reading back tells.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from vstore.errors import (
     AccessDeniedError,
     ForkedProcessError,
+    InvalidInputError,
     ObjectExistsError,
     ObjectNotFoundError,
     OutcomeUnknownError,
@@ -19,13 +22,13 @@ from vstore.errors import (
     UnsafeStorageError,
     VStoreError,
 )
+from vstore.storage.objects.causes import Place, code_of, find_cause
 from vstore.storage.objects.secrets import Redactor
 
 _STATUS = re.compile(r"status code: (\d{3})")
-_CODE = re.compile(r"<Code>\s*(\w+)\s*</Code>|\(code: (\w+)\)")
 _RANGE = re.compile(r"range|Requested \d+\.\.\d+, got", re.IGNORECASE)
 _NOT_PARTIAL = re.compile(r"non-partial response when range requested|Range request not supported")
-_NO_CREDENTIALS = re.compile(r"Error performing \w+ http://(169\.254\.169\.254|\[fd00:ec2|metadata)")
+_ANYWHERE = Place()
 
 _REPEATED_STATUSES = frozenset({408, 409, 425, 429})
 """Of those below 500; 409 is how S3 answers a write that another one disturbs."""
@@ -44,13 +47,14 @@ _REPEATED_CODES = frozenset(
         "TooManyRequests",
     }
 )
-_DENIED_CODES = frozenset(
-    {"AccessDenied", "AuthorizationFailure", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
-)
 
 
 class ShortReplyError(StorageError):
     """Another number of bytes came than was asked for. Repeated once."""
+
+
+class PanicError(StorageError):
+    """obstore broke down. Its exception is none that `except Exception` would meet."""
 
 
 class RangeTroubleError(StorageError):
@@ -61,7 +65,18 @@ def request_errors() -> tuple[type[Exception], ...]:
     """Return what requests to obstore raise that is not a bug."""
     from obstore.exceptions import BaseError
 
-    return (BaseError, OSError, NotImplementedError, ShortReplyError)
+    return (BaseError, OSError, NotImplementedError, ShortReplyError, PanicError)
+
+
+@contextmanager
+def panics_caught() -> Iterator[None]:
+    """Make a `PanicError` of an exception that says so only by the name of its class."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise PanicError(f"obstore panicked: {error}") from None
 
 
 def check_process() -> None:
@@ -97,15 +112,24 @@ def status_of(error: Exception) -> int | None:
     return int(found[1]) if found else None
 
 
-def is_worth_repeating(error: Exception) -> bool:
+def timed_out(error: Exception) -> bool:
+    """Tell whether a request was given up because nothing, or not all, came in time."""
+    return "TimedOut" in str(error) and status_of(error) is None
+
+
+def is_worth_repeating(error: Exception, place: Place = _ANYWHERE) -> bool:
     """Tell whether the same request may well succeed a moment later."""
     from obstore import exceptions as o
 
     text = str(error)
-    status, code = status_of(error), _code_of(text)
+    cause = find_cause(text, place)
+    if cause is not None and cause.lasts:
+        return False
+    status, code = status_of(error), code_of(text)
     if isinstance(error, ShortReplyError) or status == 409:
         return True
     lasting = (
+        PanicError,
         o.AlreadyExistsError,
         o.PreconditionError,
         o.PermissionDeniedError,
@@ -120,36 +144,41 @@ def is_worth_repeating(error: Exception) -> bool:
         return False
     if status is None:
         # A connection that broke, a timeout, a body cut short or garbled, an error in the body of a success.
-        return code is None or code in _REPEATED_CODES
+        return not code or code in _REPEATED_CODES
     if status == 400:
         return code in _REPEATED_CODES
     return status in _REPEATED_STATUSES or (status >= 500 and status not in _LASTING_STATUSES)
 
 
-def translate(error: Exception, doing: str, redact: Redactor, *, creates: bool = False) -> VStoreError:
+def translate(
+    error: Exception, doing: str, redact: Redactor, *, place: Place = _ANYWHERE, creates: bool = False
+) -> VStoreError:
     """Return what `error` is to the layers above: "could not <doing>: ...".
 
-    `creates` if the request was a create, so that an unclear error leaves doubt.
+    `place` is what was asked. `creates` if the request was a create, so that an unclear error leaves doubt.
     """
     from obstore import exceptions as o
 
     text = str(error)
-    said = redact(text) or type(error).__name__
-    found = f"could not {doing}: {said}."
+    found = f"could not {doing}: {redact(text) or type(error).__name__}."
+    cause = find_cause(text, place)
+    if cause is not None:
+        found = f"could not {doing}: {redact.of_all(cause.finding)}."
+        if cause.refuses or not creates:
+            return cause.error(f"{found} {redact.of_all(cause.remedy)}")
+    if isinstance(error, PanicError) and "InvalidUri" in text:
+        return InvalidInputError(
+            f"could not {doing}: the endpoint is no URL. Write http:// or https:// before it, also in the environment "
+            "(AWS_ENDPOINT_URL)."
+        )
     if isinstance(error, o.PermissionDeniedError | o.UnauthenticatedError | PermissionError):
         return AccessDeniedError(f"{found} Check the credentials, and what they allow on this location.")
-    if _NO_CREDENTIALS.search(text):
-        # Nothing was sent to the store itself.
-        return AccessDeniedError(
-            f"could not {doing}: no credentials were given, none are in the environment, and this machine's own "
-            f"could not be asked for ({said}). Give credentials, or skip_signature=True for public data."
-        )
     if isinstance(error, FileNotFoundError):
-        return ObjectNotFoundError(f"{found} If all else is missing too, check the bucket's name.")
+        return ObjectNotFoundError(f"{found} If all else is missing too, check the location.")
     if _NOT_PARTIAL.search(text):
         return UnsafeStorageError(
-            f"{found} The server answers requests for a part of an object with all of it. Keep the repository where "
-            "the header Range is honoured: nginx, Apache and object stores do that."
+            f"{found} The server, or a proxy on the way, answers requests for a part of an object with all of it. Keep "
+            "the repository where the header Range is honoured: nginx, Apache and object stores do that."
         )
     if isinstance(error, o.NotSupportedError | NotImplementedError) or (creates and status_of(error) == 501):
         return UnsafeStorageError(
@@ -159,8 +188,6 @@ def translate(error: Exception, doing: str, redact: Redactor, *, creates: bool =
         if isinstance(error, o.AlreadyExistsError | o.PreconditionError) and not _is_conflict(error):
             return ObjectExistsError(f"{found} Read it back to see whose it is.")
         return OutcomeUnknownError(f"{found} Whether it was done is unknown; read it back to find out.")
-    if _code_of(text) in _DENIED_CODES:
-        return AccessDeniedError(f"{found} Check the credentials, and what they allow on this location.")
     if isinstance(error, o.InvalidPathError):
         return StorageError(
             f"{found} Remove what has such a name from this location: vstore did not write it."
@@ -170,10 +197,17 @@ def translate(error: Exception, doing: str, redact: Redactor, *, creates: bool =
     return StorageError(f"{found} Check the network and the service, then try again.")
 
 
+def has_no_body(error: Exception) -> bool:
+    """Tell whether a service refused, or said that there is nothing, without a word why, as replies to HEAD must."""
+    text = str(error)
+    status = status_of(error)
+    return status is not None and status < 500 and "Error performing HEAD" in text
+
+
 def _is_range_trouble(text: str) -> bool:
     status = _STATUS.search(text)
     if status is not None:
-        return status[1] == "416" or _code_of(text) == "InvalidRange"
+        return status[1] == "416" or code_of(text) == "InvalidRange"
     # What obstore itself finds wrong: its own stores, and replies that make no sense.
     return _RANGE.search(text.partition("\n")[0]) is not None and "Error performing" not in text
 
@@ -181,8 +215,3 @@ def _is_range_trouble(text: str) -> bool:
 def _is_conflict(error: Exception) -> bool:
     """Tell whether a 409 says no more than that another write was under way, as S3's does: perhaps nothing is there."""
     return status_of(error) == 409 and "BlobAlreadyExists" not in str(error)
-
-
-def _code_of(text: str) -> str | None:
-    found = _CODE.search(text)
-    return (found[1] or found[2]) if found else None

@@ -85,6 +85,8 @@ _PUBLIC_CLIENT_OPTIONS = frozenset(
         "user_agent",
     }
 )
+CLIENT_OPTIONS = _PUBLIC_CLIENT_OPTIONS | {"default_headers"}
+"""Names of the settings of obstore's HTTP client."""
 _PUBLIC_HEADERS = frozenset(
     {
         "content-type",
@@ -152,7 +154,11 @@ class Redactor:
         if document is not None:
             found = ", ".join(_CODE_AND_MESSAGE.findall(line[document.start() :]))
             line = line[: document.start()] + found
-        return self._hide(_URL_SECRETS.sub("", line))[:_SHOWN_CHARACTERS].rstrip(":. ")
+        return self.of_all(line)[:_SHOWN_CHARACTERS].rstrip(":. ")
+
+    def of_all(self, text: str) -> str:
+        """Return `text`, of which nothing but secrets is to be left out."""
+        return self._hide(_URL_SECRETS.sub("", text))
 
     def is_fit(self, text: str) -> bool:
         """Tell whether `text` may be shown as it is."""

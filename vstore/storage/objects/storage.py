@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vstore.clock import from_datetime
 from vstore.errors import (
+    AccessDeniedError,
     CorruptionError,
     InvalidInputError,
     ObjectExistsError,
@@ -148,14 +149,17 @@ class ObjectStorage:
         if isinstance(found, bytes):
             return found
         raise CorruptionError(
-            f"{self._where(name)} holds {found} bytes where at most {limit} are expected. Run fsck."
+            f"{self._where(name)} holds {found} bytes where at most {limit} are expected. repo.fsck() names all that "
+            "is damaged."
         )
 
     def size(self, name: str) -> int | None:
         path = self._path(name)
         try:
             return self._client.run(
-                lambda store: int(store.head(path)["size"]), f"look up {self._where(name)}"
+                lambda store: int(store.head(path)["size"]),
+                f"look up {self._where(name)}",
+                ask_why=lambda store: int(store.get(path).meta["size"]),
             )
         except ObjectNotFoundError:
             return None
@@ -192,13 +196,8 @@ class ObjectStorage:
         for start in range(0, len(paths), DELETE_BATCH):
             batch = paths[start : start + DELETE_BATCH]
             doing = f"delete {self._where(names[start])}"
-            try:
-                self._client.run(functools.partial(_delete, paths=batch), doing)
-            except ObjectNotFoundError:
-                # Azure, Google and obstore's LocalStore stop at an absent name.
-                for path in batch:
-                    with contextlib.suppress(ObjectNotFoundError):
-                        self._client.run(functools.partial(_delete, paths=path), doing)
+            with self._telling_of_writes():
+                self._delete(batch, doing)
 
     def open_pack(self, pack: PackId) -> ObjectPack:
         self._check_writable()
@@ -229,7 +228,7 @@ class ObjectStorage:
         return self._prefix + check_object_name(name)
 
     def _where(self, name: str) -> str:
-        return f"{name} of {self.url}"
+        return f"{name} of {self.url}" if name else self.url
 
     def _check_writable(self) -> None:
         require_writable(self)
@@ -248,13 +247,36 @@ class ObjectStorage:
         """Put an object in one request; `creates` if an unclear answer leaves doubt, and it is sent only once."""
         self._check_writable()
         path, more = self._path(name), attributes or {}
-        self._client.run(
-            lambda store: store.put(path, data, mode=mode, use_multipart=False, **more),
-            f"{verb} {self._where(name)}",
-            size=len(data),
-            repeats=repeats,
-            creates=creates,
-        )
+        with self._telling_of_writes():
+            self._client.run(
+                lambda store: store.put(path, data, mode=mode, use_multipart=False, **more),
+                f"{verb} {self._where(name)}",
+                size=len(data),
+                repeats=repeats,
+                creates=creates,
+            )
+
+    @contextlib.contextmanager
+    def _telling_of_writes(self) -> Iterator[None]:
+        """Say of a change that was denied whether the credentials are good for anything else."""
+        try:
+            yield
+        except AccessDeniedError as error:
+            if not self._client.has_succeeded:
+                raise
+            raise AccessDeniedError(
+                f"{error.message} Reading works with these credentials, changing does not: to read, readonly_session "
+                "is enough."
+            ) from error.__cause__
+
+    def _delete(self, paths: Sequence[str], doing: str) -> None:
+        try:
+            self._client.run(functools.partial(_delete, paths=[*paths]), doing)
+        except ObjectNotFoundError:
+            # Azure, Google and obstore's LocalStore stop at an absent name.
+            for path in paths:
+                with contextlib.suppress(ObjectNotFoundError):
+                    self._client.run(functools.partial(_delete, paths=path), doing)
 
     def _upload(self, name: str, data: memoryview) -> None:
         # `data` must never change again: obstore's MemoryStore keeps the buffer that it is given.
@@ -282,7 +304,7 @@ class ObjectStorage:
     def _check_size(self, name: str, wanted: int, size: int | None) -> None:
         if size is not None and size < wanted:
             raise CorruptionError(
-                f"{self._where(name)} was cut: bytes up to {wanted} were wanted, it holds {size}. Run fsck to see "
+                f"{self._where(name)} was cut: bytes up to {wanted} were wanted, it holds {size}. repo.fsck() tells "
                 "what is affected; restore the object from a copy."
             )
 

@@ -5,13 +5,22 @@ Neighbours: `vstore.storage.location` asks for stores, `vstore.storage.objects.s
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vstore.errors import InvalidInputError
+from vstore.storage.objects.causes import Place
 from vstore.storage.objects.providers import BlockingProvider
-from vstore.storage.objects.secrets import Redactor, public_settings, secret_values, without_secrets
+from vstore.storage.objects.requests import PanicError, panics_caught
+from vstore.storage.objects.secrets import (
+    CLIENT_OPTIONS,
+    Redactor,
+    public_settings,
+    secret_values,
+    without_secrets,
+)
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -32,13 +41,58 @@ def store_from_url(url: str, options: Mapping[str, Any]) -> ObjectStore:
     from obstore.exceptions import BaseError
     from obstore.store import from_url
 
+    settings = _settings_of(url, options)
     try:
-        return from_url(url, **options)
-    except (BaseError, ValueError, TypeError) as error:
+        with panics_caught():
+            return from_url(url, **settings)
+    except (BaseError, ValueError, TypeError, PanicError) as error:
+        hints = "".join(
+            f" {name!r} is called {_OTHER_NAMES[name]} here."
+            for name in sorted(options)
+            if name in _OTHER_NAMES
+        )
         raise InvalidInputError(
             f"{without_secrets(url)} can't be opened with the options {sorted(options)}: "
-            f"{_redactor(options)(str(error))}. See obstore.store.from_url for the options of each service."
+            f"{_redactor(settings)(str(error))}.{hints} See obstore.store.from_url for the options of each service."
         ) from None
+
+
+def _settings_of(url: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return obstore's arguments: what is None was not given, and options of the client may stand among the others."""
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in CLIENT_OPTIONS & given.keys():
+        given["client_options"] = {name: given.pop(name)} | (given.get("client_options") or {})
+    if any(not each.lower().startswith(("http://", "https://")) for each in _endpoints(given)):
+        # obstore would panic at the first request.
+        raise InvalidInputError(
+            f"{without_secrets(url)} can't be opened: its endpoint is no URL. Write http:// or https:// before it."
+        )
+    return given
+
+
+def _endpoints(config: Mapping[str, Any]) -> list[str]:
+    """Return the addresses of the service among settings."""
+    names = [
+        name for name in config if re.fullmatch(r"(aws_|azure_|azure_storage_)?endpoint(_url)?", name.lower())
+    ]
+    return [str(config[name]) for name in names]
+
+
+_OTHER_NAMES = {
+    # s3fs, adlfs and gcsfs; icechunk
+    "key": "access_key_id",
+    "secret": "secret_access_key",
+    "anon": "skip_signature=True",
+    "client_kwargs": "endpoint and region, each an option",
+    "connection_string": "account_name with account_key or sas_key",
+    "session_token": "token",
+    "get_credentials": "credential_provider",
+    "requester_pays": "request_payer=True",
+    "anonymous": "skip_signature=True",
+    "force_path_style": "virtual_hosted_style_request=False, which is the default",
+    "account": "account_name",
+    "service_account_file": "service_account",
+}
 
 
 def _redactor(options: Mapping[str, Any]) -> Redactor:
@@ -209,6 +263,16 @@ def describe(store: ObjectStore, prefix: str) -> str:
     return f"{base.rstrip('/')}/{prefix}".rstrip("/") if prefix else base
 
 
+def place_of(store: object) -> Place:
+    """Return what `store` asks, for messages; all of it is empty for what is not reached over a network."""
+    if not is_remote(store):
+        return Place()
+    config: Mapping[str, Any] = getattr(store, "config", None) or {}
+    endpoint = str(getattr(store, "url", "")) or next(iter(_endpoints(config)), "")
+    bucket = config.get("bucket") or config.get("container_name") or ""
+    return Place(_SERVICES[_class_name(store)], str(bucket), endpoint and without_secrets(endpoint))
+
+
 def is_a(value: object, name: str) -> bool:
     """Tell whether `value` is obstore's store of that class name."""
     from obstore import store as stores
@@ -216,7 +280,8 @@ def is_a(value: object, name: str) -> bool:
     return isinstance(value, getattr(stores, name))
 
 
-_REMOTE = ("S3Store", "GCSStore", "AzureStore", "HTTPStore")
+_SERVICES = {"S3Store": "S3", "GCSStore": "Google", "AzureStore": "Azure", "HTTPStore": "HTTP"}
+_REMOTE = tuple(_SERVICES)
 _SCHEMES = {
     "S3Store": "s3",
     "GCSStore": "gs",
