@@ -44,6 +44,9 @@ class PageStore(Protocol):
     def names(self, ref: BlobRef) -> PageNames:
         """Return a page's keys and tags only."""
 
+    def expect(self, refs: Iterable[BlobRef]) -> None:
+        """Hear of pages that will most likely be read soon, to fetch them at once; waits for nothing."""
+
 
 class PageSink(Protocol):
     """Where new pages go."""
@@ -72,6 +75,9 @@ class TreePolicy(msgspec.Struct, frozen=True):
 
 FANOUT = 64
 """Entries of an inner page at most: their digests do not compress, so larger pages cost each commit more."""
+
+
+_FIRST_EXPECTED = 4
 
 
 class Place(NamedTuple):
@@ -115,6 +121,22 @@ class Place(NamedTuple):
         keys = page.keys
         stop = keys[index + 1] if index + 1 < len(keys) else self.stop
         return Place(decode_child(page.values[index]).ref, page.level - 1, keys[index], stop)
+
+
+def _iter_below(store: PageStore, place: Place, page: Page, indices: range) -> Iterator[Place]:
+    """Yield the places of pages below `page`, of which the store hears some at a time before they are asked for.
+
+    Few at first: who looks for the first entry, or for some on either side of it, needs no more.
+    """
+    told, window = 0, _FIRST_EXPECTED
+    for number, index in enumerate(indices):
+        if number == told:
+            coming = indices[number : number + window]
+            told += len(coming)
+            window = min(4 * window, FANOUT)
+            if len(coming) > 1:
+                store.expect(decode_child(page.values[each]).ref for each in coming)
+        yield place.below(page, index)
 
 
 def get(store: PageStore, root: Child | None, key: bytes) -> Entry | None:
@@ -161,8 +183,8 @@ def _iter_leaves(store: PageStore, place: Place, start: bytes, stop: bytes | Non
     if page.level == 0:
         yield page
         return
-    for index in _covering(page.keys, start, stop):
-        yield from _iter_leaves(store, place.below(page, index), start, stop)
+    for below in _iter_below(store, place, page, _covering(page.keys, start, stop)):
+        yield from _iter_leaves(store, below, start, stop)
 
 
 def iter_reversed(store: PageStore, root: Child | None, stop: bytes | None = None) -> Iterator[Entry]:
@@ -174,11 +196,13 @@ def iter_reversed(store: PageStore, root: Child | None, stop: bytes | None = Non
 def _iter_reversed(store: PageStore, place: Place, stop: bytes | None) -> Iterator[Entry]:
     page = place.open(store)
     high = len(page.keys) if stop is None else bisect_left(page.keys, stop)
-    for index in reversed(range(high)):
-        if page.level == 0:
+    backwards = range(high)[::-1]
+    if page.level == 0:
+        for index in backwards:
             yield Entry(page.keys[index], page.tags[index], page.values[index])
-        else:
-            yield from _iter_reversed(store, place.below(page, index), stop)
+        return
+    for below in _iter_below(store, place, page, backwards):
+        yield from _iter_reversed(store, below, stop)
 
 
 def _covering(keys: list[bytes], start: bytes, stop: bytes | None) -> range:
@@ -221,8 +245,8 @@ class NameCursor:
             yield names.keys[bisect_left(names.keys, start) : high]
             return
         page = place.open(self._store)
-        for index in _covering(page.keys, start, stop):
-            yield from self._iter_keys(place.below(page, index), start, stop)
+        for below in _iter_below(self._store, place, page, _covering(page.keys, start, stop)):
+            yield from self._iter_keys(below, start, stop)
 
     def iter_names(self, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, int]]:
         """Yield (key, tag) with start <= key < stop."""
@@ -237,8 +261,8 @@ class NameCursor:
                 yield names.keys[index], names.tags[index]
             return
         page = place.open(self._store)
-        for index in _covering(page.keys, start, stop):
-            yield from self._iter(place.below(page, index), start, stop)
+        for below in _iter_below(self._store, place, page, _covering(page.keys, start, stop)):
+            yield from self._iter(below, start, stop)
 
 
 def totals_in_range(

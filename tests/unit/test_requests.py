@@ -20,6 +20,7 @@ from tests.repositories import GROUP, array_document, commit, write
 from vstore.blobs.cache import CACHE
 from vstore.catalog.state import encode_identity
 from vstore.format.log_record import LogRecord, decode_log_object, encode_record
+from vstore.history import require_entry
 from vstore.ids import new_nonce
 from vstore.keys.objects import LATEST, log_name
 from vstore.storage.objects import ObjectStorage
@@ -245,6 +246,50 @@ def test_listing_takes_no_request_once_the_head_is_open(remote: Remote) -> None:
     remote.reset()
     assert len(list(group.members())) == 10
     assert remote.requests.total() == 0
+
+
+def test_opening_all_arrays_takes_no_more_than_listing_them(remote: Remote) -> None:
+    """Names and documents are in the same pages: what was fetched for one is at hand for the other."""
+    session = vstore.Repository.create(remote.storage).writable_session("main")
+    write(
+        session, {"zarr.json": GROUP} | {f"a{n:04d}/zarr.json": array_document((n + 1,)) for n in range(500)}
+    )
+    session.commit("more than a page")
+    group = zarr.open_group(remote.another().readonly_session("main").store, mode="r")
+    remote.reset()
+    assert len(list(group.members())) == 500
+    assert remote.requests.total() == 0
+
+
+def test_pages_of_many_commits_are_fetched_once_each(remote: Remote) -> None:
+    repository = vstore.Repository.create(remote.storage)
+    documents = {f"a{n:04d}/zarr.json": array_document((n + 1,)) for n in range(0, 500, 2)}
+    commit(repository, {"zarr.json": GROUP} | documents)
+    for number in range(1, 500, 25):
+        commit(repository, {f"a{number:04d}/zarr.json": array_document((number + 1,))})
+    group = zarr.open_group(remote.another().readonly_session("main").store, mode="r")
+    assert len(list(group.members())) == 260
+    assert len(remote.ranges) == len(set(remote.ranges)) > 5
+
+
+def test_metadata_that_is_expected_is_fetched_at_once(remote: Remote) -> None:
+    repository = vstore.Repository.create(remote.storage)
+    entries = []
+    for number in range(4):
+        commit(repository, {f"v{number}": b"x" * 100})
+        with repository.handle.catalog.reading() as view:
+            entries.append(require_entry(view, bytes.fromhex(repository.lookup_branch("main"))))
+    blobs = remote.another().handle.blobs_for(None)
+    refs = [entry.ref for entry in entries]
+    # Each waits for the others: they are under way at once, or this fails.
+    remote.meeting = threading.Barrier(4)
+    blobs.expect(refs)
+    found = [blobs.snapshot(ref) for ref in refs]
+    remote.meeting = None
+    assert len({snapshot.root for snapshot in found}) == 4
+    remote.reset()
+    blobs.expect(refs)
+    assert remote.requests.total() == 0, "they are at hand"
 
 
 # --- writing -------------------------------------------------------------------------------------------------

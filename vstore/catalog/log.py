@@ -15,7 +15,7 @@ Neighbours: `log_head` finds the newest record, `log_state` says what is in it, 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any, NoReturn, Protocol, TypeVar
@@ -530,6 +530,9 @@ class _StatePages:
 
     def names(self, ref: BlobRef) -> PageNames:
         return self._read(self._pages.names, ref)
+
+    def expect(self, refs: Iterable[BlobRef]) -> None:
+        self._pages.expect(refs)
 
     def _read(self, read: Callable[[BlobRef], T], ref: BlobRef) -> T:
         try:
