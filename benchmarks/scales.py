@@ -121,7 +121,7 @@ QUICK = Scale(
     distant_grid=(10, 12),
     distant_arrays=100,
     distant_variables=10,
-    distant_history=10,
+    distant_history=12,
     systems=("vstore", "icechunk", "zarr-local", "zarr-memory", "tensorstore-ocdbt", "limit-file"),
 )
 

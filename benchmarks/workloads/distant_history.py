@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from benchmarks import distance
-from benchmarks.data import check, values
+from benchmarks.data import check_equal, values
 from benchmarks.measure import Metrics
 from benchmarks.processes import Case
 from benchmarks.scales import KIB, Scale
@@ -15,6 +16,9 @@ from benchmarks.workloads.base import Column, Context, Stage, Table, Unit, Workl
 from benchmarks.workloads.distant import columns, watching
 from benchmarks.workloads.history import CHUNK_ITEMS, PATH, SEED
 
+_CHUNKS = 4
+"""Which divides the number of commits."""
+
 
 def cases(scale: Scale) -> Iterator[Case]:
     count = scale.distant_history
@@ -22,16 +26,16 @@ def cases(scale: Scale) -> Iterator[Case]:
 
 
 def commit(system: System, context: Context) -> Metrics:
-    """Commit each chunk of an array by itself."""
+    """Commit one chunk after another, those of a short array again and again."""
     assert isinstance(system, CollectingSystem)
     count = context.case["commits"]
-    data = values(SEED, count * CHUNK_ITEMS).reshape(count, CHUNK_ITEMS)
+    data = _data(context.case)
     system.create()
-    system.make_array(PATH, count, CHUNK_ITEMS)
+    system.make_array(PATH, _CHUNKS, CHUNK_ITEMS)
     with watching() as metrics:
         for number in range(count):
             change = system.begin()
-            change.write_chunk(PATH, number, data[number])
+            change.write_chunk(PATH, number % _CHUNKS, data[number])
             change.commit(f"commit {number}")
             if number == 0:
                 system.mark_oldest()
@@ -46,9 +50,13 @@ def collect(system: System, context: Context) -> Metrics:
             act()
     found = distance.objects_below(prefix_of(system.folder))
     metrics |= {"objects": len(found), "bytes": sum(found.values())}
-    data = system.open_array(PATH).read_all()
-    check(data, SEED, "the newest state")
+    newest = _data(context.case)[-_CHUNKS:].reshape(-1)
+    check_equal(system.open_array(PATH).read_all(), newest, "the newest state")
     return metrics
+
+
+def _data(case: Case) -> Any:
+    return values(SEED, case["commits"] * CHUNK_ITEMS).reshape(case["commits"], CHUNK_ITEMS)
 
 
 def _suits(system: type[System]) -> bool:
