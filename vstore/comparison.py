@@ -17,7 +17,7 @@ from vstore.format.node import node_key, path_of, subtree_bounds, value_key
 from vstore.format.record import SnapshotEntry
 from vstore.handle import Handle
 from vstore.merge.cells import ChunkCodec, differing, read_cells
-from vstore.tree import iter_differences
+from vstore.tree.differences import iter_differences
 from vstore.worktree import Worktree
 from vstore.worktree.arrays import ArrayState
 from vstore.worktree.compare import TreeDelta, compare, diff_trees, iter_chunk_changes, same_node

@@ -156,10 +156,10 @@ def locks_of(repository: vstore.Repository, reader: vstore.Session, writer: vsto
         "reader's relocations": blobs._moved._lock,
         "writer's worktree": writer.tree.lock,
         "writer's session": writer._lock,
-        "writer's packs": writer.tree.writer._lock,
+        "writer's packs": writer.tree.writer.slots.lock,
         "writer's spilling": writer.tree.spilling,
-        "early seal": writer.tree.writer._announcing,
-        "retried seals": writer.tree.writer._retrying,
+        "early seal": writer.tree.writer._sealer._announcing,
+        "retried seals": writer.tree.writer._sealer._retrying,
     }
     newest = getattr(repository.handle.catalog, "_seen", None)
     return locks if newest is None else {**locks, "newest record": newest._lock}
@@ -209,7 +209,9 @@ KNOWN_LOCKS = {
     "blobs/fetching": "not taken where another process id is seen",
     "blobs/once": "renewed in a child",
     "blobs/moved": "renewed in a child",
-    "blobs/writer": "renewed in a child, or only taken where writing is refused in one",
+    "blobs/sealing": "only taken where writing is refused in a child",
+    "blobs/slots": "renewed in a child",
+    "blobs/writer": "a condition of the lock of `blobs/slots`",
     "handle": "renewed in a child",
     "catalog/log_head": "renewed when another process id is seen",
     "catalog/sqlite/connection": "a child never uses its parent's connections",

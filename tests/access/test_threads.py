@@ -18,7 +18,7 @@ import vstore
 from tests.access.workers import SIZE, VALUES, array_of, check_values, commit, put
 from tests.repositories import KINDS, Place, array_document, quick_folder
 from vstore.blobs.cache import CACHE
-from vstore.worktree.batch import plan_reads
+from vstore.worktree.batch.reading import plan_reads
 
 CLOSED = (vstore.SessionStateError, vstore.ReadOnlyError)
 

@@ -35,7 +35,7 @@ from vstore.format.page import Child, Entry, Totals, decode_page, encode_page
 from vstore.format.refs import BlobRef, check_table_size
 from vstore.format.snapshot import Snapshot, decode_snapshot, encode_snapshot
 from vstore.ids import NodeId, PackId, blake3_digest
-from vstore.tree import Change, TreePolicy, update
+from vstore.tree.writing import Change, TreePolicy, update
 
 SOURCE = Path(reader.__file__)
 

@@ -94,7 +94,7 @@ class Unchanged:
 
     def _state(self) -> tuple[Any, ...]:
         session = self._session
-        held = session.tree.writer.state().in_memory
+        held = session.tree.writer.slots.state().in_memory
         return session.status(), contents(session), session.snapshot_id, session.conflicts, held
 
     def __enter__(self) -> None:
@@ -496,7 +496,7 @@ def test_what_is_no_solver(lab: Lab, spec: Any) -> None:
 
 
 def waiting(session: Session) -> int:
-    return len(session.tree.writer.state().in_memory)
+    return len(session.tree.writer.slots.state().in_memory)
 
 
 def test_blobs_of_dropped_changes_are_released(repository: vstore.Repository) -> None:

@@ -77,12 +77,14 @@ repository.close()
 print(*sorted(loaded))
 """
 FOR_OTHER_WORK = {
-    "vstore.blobs.writer", "vstore.branching", "vstore.catalog.log", "vstore.changes.diff", "vstore.commit",
-    "vstore.comparison", "vstore.graph", "vstore.merge", "vstore.migrations", "vstore.ops", "vstore.shield",
-    "vstore.storage.objects", "vstore.testing", "vstore.worktree.compare", "vstore.worktree.encode",
-    "vstore.worktree.frozen", "vstore.worktree.listing", "vstore.worktree.moving", "vstore.worktree.reindexing",
-    "vstore.worktree.reshape", "vstore.worktree.virtual", "vstore.zarr_pipeline.coder",
-    "vstore.zarr_pipeline.reading", "vstore.zarr_pipeline.writing",
+    "vstore.blobs.sealing", "vstore.blobs.slots", "vstore.blobs.writer", "vstore.branching",
+    "vstore.catalog.log", "vstore.changes.diff", "vstore.commit", "vstore.comparison", "vstore.graph",
+    "vstore.merge", "vstore.migrations", "vstore.ops", "vstore.shield", "vstore.storage.objects",
+    "vstore.testing", "vstore.tree.differences", "vstore.tree.writing", "vstore.worktree.batch",
+    "vstore.worktree.clearing", "vstore.worktree.compare", "vstore.worktree.encode",
+    "vstore.worktree.frozen", "vstore.worktree.listing", "vstore.worktree.moving",
+    "vstore.worktree.reindexing", "vstore.worktree.reshape", "vstore.worktree.virtual",
+    "vstore.zarr_pipeline.coder", "vstore.zarr_pipeline.reading", "vstore.zarr_pipeline.writing",
 }  # fmt: skip
 """What reading one value of a local repository does without: imports are most of the time of a short process."""
 PACKAGES_TO_READ = {"blake3", "google_crc32c", "msgspec", "numcodecs", "numpy", "sqlite3", "vstore", "zarr"}

@@ -152,7 +152,7 @@ def test_chunks_move_wherever_their_bytes_are(place: Place, tmp_path: Path) -> N
         early = {f"g/a/c/{n}": bytes([n]) * 2000 for n in range(10, 25)} | {"g/a/c/1": INLINE + b"2"}
         write(session, early)
         early["g/a/c/3"] = point(session, "g/a", 3)
-        assert len(session.tree.writer.pack_ids) > 1, "packs were sealed before the move"
+        assert len(session.tree.writer.slots.pack_ids) > 1, "packs were sealed before the move"
         session.move("g", "h")
         expected = renamed(base | early, "g", "h")
         assert contents(session) == expected

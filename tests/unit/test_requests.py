@@ -43,6 +43,7 @@ class Remote:
         self.ranges: list[tuple[str, int, int]] = []
         self.bytes_read = 0
         self.meeting: threading.Barrier | None = None
+        self.late = 0
         self.storage = _NotingStorage(self.latency)
         self.storage.remote = self
 
@@ -55,6 +56,7 @@ class Remote:
         self.names.clear()
         self.ranges.clear()
         self.bytes_read = 0
+        self.late = 0
 
     def another(self) -> vstore.Repository:
         """Open the repository as another process would, from its distance."""
@@ -70,6 +72,8 @@ class _NotingStorage(ObjectStorage):
     def read(self, name: str, offset: int, length: int) -> memoryview:
         self._note("read", name)
         self.remote.ranges.append((name, offset, length))
+        # By who waits for it, and not by the threads that fetch what is needed soon.
+        self.remote.late += not threading.current_thread().name.startswith("vstore-read")
         self.remote.bytes_read += length
         return super().read(name, offset, length)
 
@@ -290,6 +294,59 @@ def test_metadata_that_is_expected_is_fetched_at_once(remote: Remote) -> None:
     remote.reset()
     blobs.expect(refs)
     assert remote.requests.total() == 0, "they are at hand"
+
+
+def of_many_tiles(remote: Remote) -> tuple[vstore.Repository, str]:
+    """Make an array of 64 tiles, 40 of them written, each by a commit of its own; also return the first of these."""
+    repository = vstore.Repository.create(remote.storage)
+    session = repository.writable_session("main")
+    shape = (2048, 2048)
+    array = zarr.create_array(
+        session.store, name="a", shape=shape, chunks=(2, 2), dtype="i4", compressors=None
+    )
+    session.commit("make")
+    extents = session.tree.nodes.node("a").array.extents  # type: ignore[union-attr]
+    assert (1024 // extents[0]) * (1024 // extents[1]) == 64
+    snapshots = []
+    for number in range(40):
+        session = repository.writable_session("main")
+        array = zarr.open_array(session.store, path="a")
+        row, column = 2 * extents[0] * (number // 8), 2 * extents[1] * (number % 8)
+        # More than what lies in the page itself.
+        array[row : row + 40, column : column + 40] = number + 1
+        snapshots.append(session.commit(f"tile {number}"))
+    return repository, snapshots[0]
+
+
+def test_manifests_of_many_tiles_are_fetched_before_they_are_needed(remote: Remote) -> None:
+    _, first = of_many_tiles(remote)
+
+    async def count_keys(store: Any) -> int:
+        return len([key async for key in store.list_prefix("a/c")])
+
+    session = remote.another().readonly_session("main")
+    remote.reset()
+    assert asyncio.run(count_keys(session.store)) == 40 * 400
+    assert len(remote.ranges) == len(set(remote.ranges)) >= 39
+    assert remote.late <= 4, "a page or two, and the first manifest"
+    session = remote.another().readonly_session("main")
+    remote.reset()
+    (boxes,) = session.diff(snapshot_id=first).chunk_boxes.values()
+    assert len(boxes) > 0
+    assert len(remote.ranges) >= 39
+    assert remote.late <= 8
+
+
+def test_a_history_that_has_left_the_record_comes_in_few_requests(remote: Remote) -> None:
+    repository = vstore.Repository.create(remote.storage)
+    for number in range(120):
+        commit(repository, {"v": b"%d" % number})
+    again = remote.another()
+    with again.handle.catalog.reading() as view:
+        assert len(list(view.iter_pages())) > 5, "nothing was spilled"
+    again = remote.another()
+    assert len(list(again.ancestry(branch="main"))) == 121
+    assert remote.late <= 6, "a root, and the pages of the first look-ups"
 
 
 # --- writing -------------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from vstore import tree
 from vstore.errors import CorruptionError
 from vstore.format.page import (
     MAX_LEVEL,
@@ -27,19 +26,9 @@ from vstore.format.page import (
 )
 from vstore.format.refs import BlobRef
 from vstore.ids import PackId, blake3_digest
-from vstore.tree import (
-    Change,
-    Difference,
-    NameCursor,
-    TreePolicy,
-    get,
-    iter_differences,
-    iter_entries,
-    iter_pages,
-    iter_reversed,
-    totals_in_range,
-    update,
-)
+from vstore.tree import NameCursor, get, iter_entries, iter_pages, iter_reversed, totals_in_range, writing
+from vstore.tree.differences import Difference, iter_differences
+from vstore.tree.writing import Change, TreePolicy, update
 
 PACK = PackId(bytes(16))
 """Pages of about equal size may exceed the policy's bytes by a quarter."""
@@ -141,7 +130,7 @@ def check_leaf(page: Page) -> list[Entry]:
 
 
 def check_inner(pages: Pages, page: Page) -> list[Entry]:
-    assert len(page.keys) <= tree.FANOUT
+    assert len(page.keys) <= writing.FANOUT
     assert set(page.tags) == {0}
     found = []
     for key, value in zip(page.keys, page.values, strict=True):
@@ -177,7 +166,7 @@ class TreeMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         # So that a few hundred entries make a tree of four levels.
-        self.small_fanout = mock.patch.object(tree, "FANOUT", 6)
+        self.small_fanout = mock.patch.object(writing, "FANOUT", 6)
         self.small_fanout.start()
         self.pages = Pages()
         self.root: Child | None = None
@@ -267,7 +256,7 @@ def test_one_change_rewrites_one_page_of_each_level(count):
     pages = Pages()
     root = tree_of(pages, count)
     height = height_of(pages, root)
-    assert height <= 1 + max(0, math.ceil(math.log(count / 10, tree.FANOUT * 0.6))) + 1
+    assert height <= 1 + max(0, math.ceil(math.log(count / 10, writing.FANOUT * 0.6))) + 1
     before = digests_below(pages, root)
     pages.forget()
     key = number(count // 2)
@@ -417,9 +406,9 @@ def test_a_run_that_is_gone_reads_its_pages_and_the_edges_of_the_other_tree(low,
 
 def test_appending_to_a_tree_until_it_is_higher_shares_the_pages_below():
     pages = Pages()
-    count = 16 * tree.FANOUT
+    count = 16 * writing.FANOUT
     root = tree_of(pages, count)
-    new = {number(count + i): entry(number(count + i), b"value") for i in range(40 * tree.FANOUT)}
+    new = {number(count + i): entry(number(count + i), b"value") for i in range(40 * writing.FANOUT)}
     grown = put(pages, root, new)
     assert height_of(pages, grown) > height_of(pages, root)
     assert [d.key for d in differences(pages, root, grown)] == sorted(new)
@@ -621,3 +610,46 @@ def test_a_walk_that_ends_soon_has_asked_for_little() -> None:
     next(iter_reversed(pages, root))
     list(iter_entries(pages, root, number(250), number(251)))
     assert [len(told) for told in pages.expected] == [4, 4], "of a single page there is nothing to say"
+
+
+def test_a_small_tree_is_fetched_whole_for_who_looks_up_many() -> None:
+    pages = Pages()
+    root = tree_of(pages, 500)
+    assert root is not None
+    leaves = [decode_child(value).ref for value in pages.decode(root.ref).values]
+    pages.forget()
+    get(pages, root, number(7))
+    assert pages.expected == []
+    get(pages, root, number(7), is_one_of_many=True)
+    assert pages.expected == [leaves]
+
+
+def test_all_pages_that_an_update_touches_are_expected_at_once() -> None:
+    pages = Pages()
+    root = tree_of(pages, 500)
+    pages.forget()
+    keys = [number(3), number(4), number(250), number(490)]
+    put(pages, root, {key: entry(key, b"new") for key in keys})
+    (told,) = pages.expected
+    assert len(told) == 3
+    assert set(told) <= set(pages.read)
+
+
+def test_pages_in_which_two_trees_differ_are_expected_at_once() -> None:
+    pages = Pages()
+    before = tree_of(pages, 500)
+    keys = [number(3), number(250), number(490)]
+    after = put(pages, before, {key: entry(key, b"new") for key in keys})
+    pages.forget()
+    assert [found.key for found in iter_differences(pages, before, pages, after)] == keys
+    told = {ref for refs in pages.expected for ref in refs}
+    assert told <= set(pages.read), "no page that both have"
+    assert max(map(len, pages.expected)) == 3
+
+
+def test_a_walk_over_all_pages_says_which_are_below() -> None:
+    pages = Pages()
+    root = tree_of(pages, 500)
+    pages.forget()
+    list(iter_pages(pages, root, lambda ref: False))
+    assert pages.expected == [pages.read[1:]]

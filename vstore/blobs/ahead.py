@@ -1,12 +1,17 @@
-"""Which stretches of packs to fetch for metadata that will be read soon. No I/O: the reader begins to fetch them."""
+"""Which metadata to fetch before it is asked for, and in which stretches of packs. No I/O: the reader begins it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import TypeVar
 
 from vstore.format.refs import BlobRef
 from vstore.ids import PackId
 
+T = TypeVar("T")
+
+MAX_WINDOW = 64
 MAX_GAP_BYTES = 64 * 1024
 """Between two blobs of metadata that share a request: mostly other metadata of the same commit."""
 MAX_STRETCH_BYTES = 1024 * 1024
@@ -33,6 +38,15 @@ def plan_stretches(refs: Iterable[BlobRef]) -> Iterator[tuple[PackId, int, int]]
         stretch = pack, start, stop
     if stretch is not None:
         yield stretch
+
+
+def in_windows(items: Iterable[T]) -> Iterator[list[T]]:
+    """Yield items some at a time: one, then four times as many as before, for who takes the first often stops there."""
+    left = iter(items)
+    size = 1
+    while window := list(islice(left, size)):
+        yield window
+        size = min(4 * size, MAX_WINDOW)
 
 
 def _share(stretch: tuple[PackId, int, int], pack: PackId, start: int, stop: int) -> bool:

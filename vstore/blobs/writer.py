@@ -1,10 +1,9 @@
 """Appends a session's blobs to packs.
 
-Every blob gets a *slot*, a number that never changes; where the slot's bytes are (waiting in memory, in the pack
-being written, in a sealed pack) does. Blobs wait in memory, so that one that is overwritten soon is never written; on a
-local disk what waited is written by a thread behind the caller, who goes on meanwhile, and the largest ones go straight
-to the staged file. A pack is sealed when it is full, in the background; the last one also takes the commit's metadata,
-which makes a small commit exactly one pack.
+A blob gets its slot when it is put (`slots` knows where the bytes of each are). Blobs wait in memory, so that one that
+is overwritten soon is never written; on a local disk what waited is written by a thread behind the caller, who goes on
+meanwhile, and the largest ones go straight to the staged file. A pack that is full goes to `sealing`; the last one also
+takes the commit's metadata, which makes a small commit exactly one pack.
 
 No lock is held across I/O. Above: `worktree` puts chunks here, `commit` finishes the packs.
 """
@@ -13,65 +12,37 @@ from __future__ import annotations
 
 import os
 import threading
-from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from vstore.blobs.buffers import OverwrittenError, give_back, take_buffer
+from vstore.blobs.buffers import give_back, take_buffer
 from vstore.blobs.metadata import MetadataBatch
-from vstore.blobs.packing import NO_SLOT, OpenPack, Packed
-from vstore.blobs.uploads import REMOTE_TRIES, UploadTries
+from vstore.blobs.packing import OpenPack
+from vstore.blobs.sealing import PackSealer
+from vstore.blobs.slots import SlotTable, Waiting
 from vstore.clock import SYSTEM_CLOCK, Clock
-from vstore.errors import ForkedProcessError, InternalError, SessionStateError, StorageError
-from vstore.format.columns import U64
+from vstore.errors import ForkedProcessError, SessionStateError
 from vstore.format.envelope import BlobKind
-from vstore.ids import BytesLike, Digest, PackId, SessionId, new_pack_id
-from vstore.keys.objects import pack_name
-from vstore.locks import ForkSafeLock
+from vstore.ids import BytesLike, Digest, SessionId
 from vstore.storage.base import Storage
 
 REMEMBERED_DIGESTS = 262_144
 """How many of a session's newest blobs are remembered for storing equal bytes once; bounds the memory for it."""
-MAX_SEALS_UNDER_WAY = 4
 MAX_BATCHES_BEHIND = 2
 """Batches of blobs that wait for, or are in, their write on a local disk; a put that would add one more waits."""
-_READ_TRIES = REMOTE_TRIES + 1
-"""Looks for a blob that goes from pack to pack while it is read."""
 _HELD_METADATA_BYTES = 4 * 1024 * 1024
-_IN_MEMORY = 0xFFFF_FFFF
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """A blob in memory: its bytes, and how many keys of the session hold it."""
-
-    kind: BlobKind
-    digest: Digest
-    data: bytes | memoryview
-    users: int = 1
 
 
 class _Batch(NamedTuple):
     """Blobs, by slot, that are on their way to a pack, and the buffer that some of them are in."""
 
-    blobs: dict[int, _Waiting]
+    blobs: dict[int, Waiting]
     buffer: memoryview | None
-
-
-@dataclass(frozen=True, slots=True)
-class WriterState:
-    """Where a writer's blobs are, for a reader in another process: the columns by slot, and what is in memory."""
-
-    packs: array[int]
-    offsets: array[int]
-    pack_ids: list[PackId]
-    in_memory: dict[int, bytes]
 
 
 class BlobWriter:
@@ -89,39 +60,23 @@ class BlobWriter:
         *,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self._storage = storage
-        self._clock = clock
-        self._session = session
         self._policy = storage.pack_policy
-        self._before_early_seal = before_early_seal
-        self._announced = False
-        self._announcing = threading.Lock()
-        self._retrying = threading.Lock()
         self._pid = os.getpid()
-        self._lock = ForkSafeLock(threading.Lock)
+        self.slots = SlotTable(storage, session)
+        self._sealer = PackSealer(storage, self.slots, before_early_seal, clock)
+        self._lock = self.slots.lock
         self._idle = threading.Condition(self._lock)  # type: ignore[arg-type]
         self._moves = 0
-        # Columns by slot: the number of its pack, or _IN_MEMORY, and its offset there.
-        self._pack_of = array("I")
-        self._offset_of = array("Q")
-        self._pack_ids: list[PackId] = []
         self._open: OpenPack | None = None
-        self._unsealed: dict[int, OpenPack] = {}
-        self._waiting: dict[int, _Waiting] = {}
         self._waiting_bytes = 0
         self._buffer: memoryview | None = None
         self._filled = 0
-        self._moving: dict[int, BytesLike] = {}
         self._by_digest: OrderedDict[bytes, int] = OrderedDict()
-        self._seals: list[Future[None]] = []
-        self._failed: list[OpenPack] = []
         self._has_batch = False
-        self._pool: ThreadPoolExecutor | None = None
         # One thread writes behind the callers: two would only wait for each other at the file.
         self._behind: ThreadPoolExecutor | None = None
         self._batches_behind = 0
         self._failed_behind = False
-        self._closed = False
 
     # --- blobs -----------------------------------------------------------------------------------------------
 
@@ -132,6 +87,7 @@ class BlobWriter:
         blobs that were taken earlier; all that was taken before is still held then.
         """
         self.check_usable()
+        slots = self.slots
         size = len(data)
         is_direct = self._policy.direct_bytes is not None and size >= self._policy.direct_bytes
         while True:
@@ -139,13 +95,13 @@ class BlobWriter:
                 # Metadata is placed behind all data: nothing may come in between.
                 while self._has_batch:
                     self._idle.wait()
-                if self._closed:
+                if slots.is_closed:
                     self.check_usable()
                 known = self._known_slot(digest)
                 if known is not None:
                     return known
                 if is_direct:
-                    slot = self._new_slot()
+                    slot = slots.add_slot()
                     pack = self._open_pack()
                     offset = pack.place(slot, kind, digest, size)
                     pack.writes += 1
@@ -153,8 +109,8 @@ class BlobWriter:
                     break
                 held = self._hold(data, size)
                 if held is not None:
-                    slot = self._new_slot()
-                    self._waiting[slot] = _Waiting(kind, digest, held)
+                    slot = slots.add_slot()
+                    slots.waiting[slot] = Waiting(kind, digest, held)
                     self._waiting_bytes += size
                     self._remember(digest, slot)
                     if self._policy.writes_behind or self._waiting_bytes < self._policy.buffer_bytes:
@@ -180,11 +136,6 @@ class BlobWriter:
                 self.release(slot)
             raise
         return slots
-
-    def _new_slot(self) -> int:
-        self._pack_of.append(_IN_MEMORY)
-        self._offset_of.append(0)
-        return len(self._pack_of) - 1
 
     def _hold(self, data: BytesLike, size: int) -> bytes | memoryview | None:
         """Copy a blob to where it waits; None if what waits must be written first. The caller holds the lock."""
@@ -242,7 +193,7 @@ class BlobWriter:
         try:
             self._write_batch(batch)
             if self._failed_behind:
-                self._retry_failed()
+                self._sealer.retry_failed()
                 self._failed_behind = False
             self._seal_if_full()
         finally:
@@ -251,7 +202,7 @@ class BlobWriter:
 
     def _known_slot(self, digest: Digest) -> int | None:
         slot = self._by_digest.get(digest)
-        waiting = None if slot is None else self._waiting.get(slot)
+        waiting = None if slot is None else self.slots.waiting.get(slot)
         if waiting is not None:
             waiting.users += 1
         return slot
@@ -262,20 +213,20 @@ class BlobWriter:
             self._by_digest.popitem(last=False)
 
     def _take_waiting(self) -> _Batch:
-        batch = _Batch(self._waiting, self._buffer)
+        batch = _Batch(self.slots.waiting, self._buffer)
         # First, so that a child forked by another thread just now finds each blob in one place or in both.
         self._start_move({slot: waiting.data for slot, waiting in batch.blobs.items()})
-        self._waiting, self._waiting_bytes, self._buffer = {}, 0, None
+        self.slots.waiting, self._waiting_bytes, self._buffer = {}, 0, None
         return batch
 
     def _start_move(self, data: dict[int, BytesLike]) -> None:
-        self._moving.update(data)
+        self.slots.moving.update(data)
         self._moves += 1
 
     def _end_move(self, slots: Collection[int]) -> None:
         """Say that a move is over, and all that followed from it: `flush` waits for this."""
-        for slot in slots if self._moving else ():
-            self._moving.pop(slot, None)
+        for slot in slots if self.slots.moving else ():
+            self.slots.moving.pop(slot, None)
         self._moves -= 1
         self._idle.notify_all()
 
@@ -295,11 +246,10 @@ class BlobWriter:
                     self._end_write(pack)
                 raise
             with self._lock:
-                self._pack_of[slot], self._offset_of[slot] = pack.number, offset
+                # The data is the caller's again after this.
+                self.slots.settle(pack, (slot,), (offset,))
                 # Only now may others share the slot: had the write failed, their chunks would be lost with it.
                 self._remember(digest, slot)
-                # The data is the caller's again after this.
-                del self._moving[slot]
                 self._end_write(pack)
             self._seal_if_full()
         finally:
@@ -328,13 +278,11 @@ class BlobWriter:
                 for blob in waiting:
                     # Their buffer will be another's.
                     blob.data = bytes(blob.data)
-                self._waiting.update(batch.blobs)
+                self.slots.waiting.update(batch.blobs)
                 self._waiting_bytes += sum(map(len, blobs))
             raise
         with self._lock:
-            for slot, offset in zip(batch.blobs, offsets, strict=True):
-                self._pack_of[slot], self._offset_of[slot] = pack.number, offset
-                del self._moving[slot]
+            self.slots.settle(pack, batch.blobs, offsets)
             self._end_write(pack)
 
     def _end_write(self, pack: OpenPack) -> None:
@@ -344,129 +292,47 @@ class BlobWriter:
     def retain(self, slot: int) -> None:
         """Say that one more key holds this blob."""
         with self._lock:
-            waiting = self._waiting.get(slot)
+            waiting = self.slots.waiting.get(slot)
             if waiting is not None:
                 waiting.users += 1
 
     def release(self, slot: int) -> None:
         """Say that one key no longer holds this blob: if it waits in memory and no key holds it, it is dropped."""
         with self._lock:
-            waiting = self._waiting.get(slot)
+            waiting = self.slots.waiting.get(slot)
             if waiting is None:
                 return
             waiting.users -= 1
             if waiting.users == 0:
-                del self._waiting[slot]
+                del self.slots.waiting[slot]
                 self._waiting_bytes -= len(waiting.data)
                 if self._by_digest.get(waiting.digest) == slot:
                     del self._by_digest[waiting.digest]
-                if not self._waiting:
+                if not self.slots.waiting:
                     self._filled = 0
 
     def release_many(self, slots: npt.NDArray[np.uint64]) -> None:
         """Release blobs, once for each time that they are named; costs little where most of them are in packs."""
         with self._lock:
-            waiting = np.fromiter(self._waiting, dtype=np.uint64, count=len(self._waiting))
+            waiting = np.fromiter(self.slots.waiting, dtype=np.uint64, count=len(self.slots.waiting))
         for slot in slots[np.isin(slots, waiting)].tolist():
             self.release(slot)
+
+    def read(self, slot: int, length: int) -> memoryview:
+        """Return the bytes of a blob of this session, as `SlotTable.read` does."""
+        return self.slots.read(slot, length)
 
     @property
     def has_waiting_blobs(self) -> bool:
         """Whether any blob waits in memory, so that releasing it would save writing it."""
-        return bool(self._waiting)
-
-    def are_sealed(self, slots: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-        """Return which blobs lie in sealed packs: where they are now, they stay."""
-        with self._lock:
-            packs = np.frombuffer(self._pack_of, dtype=np.uint32)[slots]
-            moving = [_IN_MEMORY, *self._unsealed]
-        return ~np.isin(packs, np.array(moving, dtype=np.uint32))
-
-    def read(self, slot: int, length: int) -> memoryview:
-        """Return the bytes of a blob of this session.
-
-        Raises `OverwrittenError` if no key holds it any more, `SessionStateError` if it went with the session.
-        """
-        for tries_left in reversed(range(_READ_TRIES)):
-            held = self.held(slot)
-            if held is not None:
-                return memoryview(held)
-            with self._lock:
-                number, offset = self._pack_of[slot], self._offset_of[slot]
-                unsealed = self._unsealed.get(number)
-                was_closed = self._closed
-            if number == _IN_MEMORY:
-                if was_closed:
-                    break
-                raise OverwrittenError("what was being read was overwritten meanwhile. Read it again.")
-            try:
-                if unsealed is not None:
-                    return unsealed.read(offset, length)
-                return self._storage.read(pack_name(self._pack_ids[number]), offset, length)
-            except (StorageError, InternalError):
-                # Perhaps it was sealed, its blobs were moved, or the session was closed, in between.
-                if self._closed and self._storage.size(pack_name(self._pack_ids[number])) is None:
-                    break
-                if not tries_left or unsealed is None:
-                    raise
-        raise SessionStateError("this session was closed while it was being read. Open a new one.")
-
-    def held(self, slot: int) -> bytes | None:
-        """Return the bytes of a blob that is in memory, or None if it is in a pack, or was dropped."""
-        with self._lock:
-            waiting = self._waiting.get(slot)
-            data = self._moving.get(slot) if waiting is None else waiting.data
-            # Copied under the lock: a buffer is used again, and a caller's memory is his when `put` returns.
-            return None if data is None else bytes(data)
-
-    def locate(self, slots: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.uint32], U64]:
-        """Return pack numbers (indices into `pack_ids`) and offsets of slots; only after `flush`."""
-        with self._lock:
-            # An array that is looked at can't grow: the views must be gone before the next put.
-            packs = np.frombuffer(self._pack_of, dtype=np.uint32)[slots]
-            offsets = np.frombuffer(self._offset_of, dtype=np.uint64)[slots]
-        if len(packs) and int(np.max(packs)) == _IN_MEMORY:
-            raise InternalError("a blob was located before it was placed in a pack")
-        return packs, offsets
-
-    def place_of(self, slot: int) -> tuple[PackId, int]:
-        """Return the pack and the offset of one slot; only after `flush`."""
-        with self._lock:
-            number, offset = self._pack_of[slot], self._offset_of[slot]
-        if number == _IN_MEMORY:
-            raise InternalError("a blob was located before it was placed in a pack")
-        return self._pack_ids[number], offset
-
-    def state(self) -> WriterState:
-        """Return where the blobs are now; a remote pack that is not up yet comes along as bytes."""
-        with self._lock:
-            in_memory = {slot: bytes(waiting.data) for slot, waiting in self._waiting.items()}
-            in_memory.update((slot, bytes(data)) for slot, data in self._moving.items())
-            unsealed = [] if self._storage.is_local else list(self._unsealed.values())
-            state = WriterState(self._pack_of[:], self._offset_of[:], list(self._pack_ids), in_memory)
-        for pack in unsealed:
-            for blob in pack.iter_blobs():
-                if blob.slot != NO_SLOT and blob.slot not in in_memory:
-                    in_memory[blob.slot] = bytes(self.read(blob.slot, blob.length))
-        return state
-
-    @property
-    def pack_ids(self) -> list[PackId]:
-        """The packs of this session by number."""
-        return self._pack_ids
+        return bool(self.slots.waiting)
 
     # --- packs -----------------------------------------------------------------------------------------------
 
     def _open_pack(self) -> OpenPack:
         if self._open is None:
-            self._open = self._new_pack()
+            self._open = self.slots.add_pack()
         return self._open
-
-    def _new_pack(self) -> OpenPack:
-        pack = OpenPack(self._storage.open_pack(new_pack_id(self._session)), len(self._pack_ids))
-        self._pack_ids.append(pack.pack)
-        self._unsealed[pack.number] = pack
-        return pack
 
     def _seal_if_full(self) -> None:
         """Hand a full pack to the background; waits while too many are on their way, which bounds the memory."""
@@ -479,105 +345,39 @@ class BlobWriter:
             self._open = None
             # Writes into it that began before it was full must have ended.
             self._idle.wait_for(lambda: pack.writes == 0)
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(MAX_SEALS_UNDER_WAY, thread_name_prefix="vstore-seal")
-            under_way = [seal for seal in self._seals if not seal.done()]
-            self._seals.append(self._pool.submit(self._seal_early, pack))
-        if len(under_way) >= MAX_SEALS_UNDER_WAY:
-            under_way[0].exception()
-        self._retry_failed()
-
-    def _seal_early(self, pack: OpenPack) -> None:
-        try:
-            with self._announcing:
-                if not self._announced:
-                    self._before_early_seal()
-                    self._announced = True
-        except BaseException:
-            with self._lock:
-                self._failed.append(pack)
-            raise
-        self._seal(pack)
-
-    def _seal(self, pack: OpenPack) -> None:
-        """Seal a pack; while the outcome is in doubt, its blobs go to another one, for a name is put only once.
-
-        A pack that can't be sealed now is kept for `flush` to try again.
-        """
-        try:
-            tries = UploadTries(self._storage, self._clock)
-            while True:
-                try:
-                    pack.seal()
-                    break
-                except StorageError:
-                    if not tries.wait():
-                        raise
-                    pack = self._renewed(pack)
-        except BaseException:
-            with self._lock:
-                self._failed.append(pack)
-            raise
-        with self._lock:
-            del self._unsealed[pack.number]
-
-    def _renewed(self, pack: OpenPack) -> OpenPack:
-        """Return a pack with the same blobs that can still be sealed: `pack` itself unless it is doubtful."""
-        return self._move_to_new_pack(pack) if pack.is_doubtful else pack
-
-    def _move_to_new_pack(self, old: OpenPack) -> OpenPack:
-        """Copy a pack's blobs, verified, to a new pack."""
-        with self._lock:
-            new = self._new_pack()
-        try:
-            moved = [(blob.slot, _copy_blob(old, new, blob)) for blob in old.iter_blobs()]
-        except BaseException:
-            with self._lock:
-                del self._unsealed[new.number]
-            new.discard()
-            raise
-        with self._lock:
-            for slot, offset in moved:
-                if slot != NO_SLOT:
-                    self._pack_of[slot], self._offset_of[slot] = new.number, offset
-            del self._unsealed[old.number]
-        old.discard()
-        return new
-
-    def _retry_failed(self) -> None:
-        """Try again, in full view of the caller, to seal what the background could not."""
-        with self._lock:
-            ended = [seal for seal in self._seals if seal.done()]
-            self._seals = [seal for seal in self._seals if not seal.done()]
-        for seal in ended:
-            error = seal.exception()
-            if error is not None and not isinstance(error, Exception):
-                raise error
-        with self._retrying:
-            while self._failed:
-                pack = self._renewed(self._failed[0])
-                with self._lock:
-                    del self._failed[0]
-                self._seal_early(pack)
+            oldest = self._sealer.start(pack)
+        if oldest is not None:
+            oldest.exception()
+        self._sealer.retry_failed()
 
     def flush(self) -> None:
         """Place every blob in a pack, and seal all packs but the one that is open."""
         self.check_usable()
+        self._renew_open()
         with self._lock:
-            self._idle.wait_for(lambda: self._moves == 0)
-            pack = self._open
-        if pack is not None and pack.is_doubtful:
-            self._open = self._renewed(pack)
-        with self._lock:
-            batch = self._take_waiting() if self._waiting else None
+            batch = self._take_waiting() if self.slots.waiting else None
         if batch:
             self._write_here(batch)
         self._seal_if_full()
+        self._sealer.finish()
+
+    def _renew_open(self) -> None:
+        """Take what is in the open pack to another, if it can't be trusted; what is put meanwhile goes elsewhere."""
         with self._lock:
-            seals = list(self._seals)
-        for seal in seals:
-            seal.exception()
-        self._retry_failed()
+            self._idle.wait_for(lambda: self._moves == 0)
+            pack = self._open
+            if pack is None or not pack.is_doubtful:
+                return
+            self._open = None
+        try:
+            pack = self._sealer.renewed(pack)
+        finally:
+            with self._lock:
+                is_only_one = self._open is None
+                if is_only_one:
+                    self._open = pack
+            if not is_only_one:
+                self._sealer.keep(pack)
 
     def begin_metadata(self) -> MetadataBatch:
         """Return a batch whose blobs will follow the data in the open pack; puts wait until it is over."""
@@ -611,22 +411,22 @@ class BlobWriter:
             raise
         with self._lock:
             self._open = None
-            del self._unsealed[batch.pack.number]
+            del self.slots.unsealed[batch.pack.number]
             self._end_batch()
 
     def close(self) -> None:
         """Discard what was not sealed; nothing can be put afterwards. May be called again."""
         with self._lock:
-            self._closed = True
+            self.slots.is_closed = True
             if os.getpid() == self._pid:
                 self._idle.wait_for(lambda: self._moves == 0)
-            unsealed, self._unsealed, self._open = dict(self._unsealed), {}, None
-            self._waiting.clear()
+            unsealed, self.slots.unsealed, self._open = dict(self.slots.unsealed), {}, None
+            self.slots.waiting.clear()
             self._waiting_bytes = 0
             if self._buffer is not None:
                 give_back(self._buffer)
                 self._buffer = None
-            pool, self._pool = self._pool, None
+            pool = self._sealer.take_pool()
             behind, self._behind = self._behind, None
         if os.getpid() != self._pid:
             return
@@ -643,13 +443,5 @@ class BlobWriter:
                 "this session belongs to the process that opened it; a forked child can only read through it. "
                 "Open the repository and a writable session in the child itself."
             )
-        if self._closed:
+        if self.slots.is_closed:
             raise SessionStateError("this session is closed. Open a new writable session.")
-
-
-def _copy_blob(old: OpenPack, new: OpenPack, blob: Packed) -> int:
-    """Write a blob of `old`, verified, to `new`, and return its offset there."""
-    data = old.read_verified(blob)
-    offset = new.place(blob.slot, blob.kind, blob.digest, blob.length)
-    new.write(offset, (data,))
-    return offset

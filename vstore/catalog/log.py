@@ -67,7 +67,8 @@ from vstore.format.refs import BlobRef
 from vstore.ids import TransactionId, new_nonce, new_transaction_id
 from vstore.keys.objects import LATEST, REPO, log_name
 from vstore.storage.base import Storage, require_writable
-from vstore.tree import Change, PageSink, PageStore
+from vstore.tree import PageSink, PageStore
+from vstore.tree.writing import Change, update
 
 __all__ = ["LogCatalog", "SpillStore"]
 
@@ -390,9 +391,9 @@ class LogCatalog:
                 replaced = {change.key for change in changes}
                 kept = [Change(e.key, e) for e in tree.iter_entries(pages, root) if e.key not in replaced]
                 every = sorted([*kept, *(c for c in changes if c.entry is not None)], key=lambda c: c.key)
-                root = tree.update(pages, sink, None, every, POLICY)
+                root = update(pages, sink, None, every, POLICY)
             else:
-                root = tree.update(pages, sink, root, changes, POLICY)
+                root = update(pages, sink, root, changes, POLICY)
         return spill(record, changes, root)
 
     def _acknowledge(self, head: Head) -> None:

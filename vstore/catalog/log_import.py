@@ -50,7 +50,8 @@ from vstore.format.refs import unpack_message
 from vstore.ids import SnapshotId, new_nonce
 from vstore.keys.objects import LATEST, REPO, log_name
 from vstore.storage.base import Storage
-from vstore.tree import FANOUT, PageSink
+from vstore.tree import PageSink
+from vstore.tree.writing import FANOUT
 
 _HOT = (Space.VALUE, Space.BRANCH, Space.TAG, Space.SESSION, Space.PACK)
 """What every opening asks for comes first."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 from vstore.errors import InternalError
 from vstore.ids import NodeId
 from vstore.keys.zarr import iter_ancestors, join_key
-from vstore.merge.sides import Decisions, Side
+from vstore.merge.decisions import Decisions
+from vstore.merge.sides import Side
 from vstore.worktree.nodes import NodeState
 
 

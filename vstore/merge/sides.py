@@ -6,7 +6,6 @@ and tiles) is the same node, as it is within one session; so is one whose other 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from vstore.errors import InternalError
@@ -112,23 +111,3 @@ class NodeStates(NamedTuple):
     base: NodeState | None
     onto: NodeState
     incoming: NodeState
-
-
-@dataclass
-class Decisions:
-    """What was decided so far, by node. All else follows from what the sides did."""
-
-    delete: set[NodeId] = field(default_factory=set)
-    """Deleted by incoming; what onto made of it does not matter."""
-    revive: set[NodeId] = field(default_factory=set)
-    """Deleted by onto, kept as incoming has it."""
-    drop_incoming: set[NodeId] = field(default_factory=set)
-    """Created by incoming, left out."""
-    drop_onto: set[NodeId] = field(default_factory=set)
-    """Created by onto, deleted."""
-    follow_incoming: set[NodeId] = field(default_factory=set)
-    """Placed where incoming moved it."""
-    back_to_base: set[NodeId] = field(default_factory=set)
-    """Moved by onto, put back."""
-    kept: set[NodeId] = field(default_factory=set)
-    """Deleted by incoming, kept as onto has it."""

@@ -5,8 +5,8 @@ rules treat them alike, and only a solver sees which of them is called ours. Nod
 a node that one side moved gets the other side's changes at its new place, and what one side put into a group that
 the other moved goes along.
 
-The merge works in rounds: it builds the result, looks for what can't be (orphans, two nodes at one path, a deletion
-of what was changed), asks the solver, and builds anew with what was decided. Chunks are merged last, tile by tile.
+The merge works in rounds: it builds the result with what is decided so far (`decisions`), looks for what can't be
+(`problems`), asks the solver, and builds anew. Chunks are merged last, tile by tile.
 """
 
 from __future__ import annotations
@@ -21,21 +21,23 @@ from vstore.changes.documents import parse_documents
 from vstore.changes.metadata import MetadataClash, merge_documents
 from vstore.errors import InternalError
 from vstore.format.node import MAX_CONTENT_INLINE_BYTES
-from vstore.ids import NodeId, blake3_digest
-from vstore.keys.zarr import iter_ancestors, join_key, parent_path
+from vstore.ids import blake3_digest
+from vstore.keys.zarr import join_key
 from vstore.merge.chunks import ArrayMerge, ChunkMerger
 from vstore.merge.conflicts import Conflict, ConflictType
+from vstore.merge.decisions import first_decisions
 from vstore.merge.grids import GridRules, Shapes, shape_of, with_shape
 from vstore.merge.places import CycleError, Places
+from vstore.merge.problems import Problems
 from vstore.merge.questions import Questions
-from vstore.merge.sides import Decisions, NodeStates, Side, mean_the_same
+from vstore.merge.sides import NodeStates, Side, mean_the_same
 from vstore.merge.solvers import Solver
 from vstore.worktree.compare import carried_to, same_content
 from vstore.worktree.contents import Content, OwnBlob
 from vstore.worktree.copying import copy_node
 from vstore.worktree.moving import lift_all, place_node
 from vstore.worktree.nodes import NodeState
-from vstore.worktree.tree import Chunk, Document, Worktree
+from vstore.worktree.tree import Worktree
 
 _MAX_ROUNDS = 1000
 
@@ -69,14 +71,6 @@ def merge_trees(
     return _Merge(base, onto, incoming, questions, make_result).run()
 
 
-class _Problem(NamedTuple):
-    """A conflict with what to do if incoming's side holds, and if onto's does; None where a side can't."""
-
-    conflict: Conflict
-    take_incoming: Callable[[], None] | None
-    take_onto: Callable[[], None] | None
-
-
 class _Merge:
     def __init__(
         self,
@@ -92,7 +86,6 @@ class _Merge:
         self._questions = questions
         self._grids = GridRules(self._onto, self._incoming, questions)
         self._make_result = make_result
-        self._todo = Decisions()
         self._put: list[int] = []
         self._chunks: ChunkMerger | None = None
 
@@ -108,8 +101,7 @@ class _Merge:
             raise
 
     def _run(self) -> Merged:
-        self._decide_deletions()
-        self._decide_moves()
+        self._todo = first_decisions(self._onto, self._incoming, self._questions)
         for _ in range(_MAX_ROUNDS):
             self._build()
             if not self._settle_problems():
@@ -133,7 +125,7 @@ class _Merge:
     def _settle_problems(self) -> bool:
         """Ask the solver about the round's problems; return whether another round is due."""
         progress = False
-        for problem in self._problems:
+        for problem in self._problems.found:
             key = (problem.conflict.conflict_type, problem.conflict.path)
             if self._questions.was_asked(key):
                 # It was decided and came back, or it stands unresolved already.
@@ -152,61 +144,6 @@ class _Merge:
                 progress = True
         return progress
 
-    # --- what the sides did to one node ----------------------------------------------------------------------
-
-    def _decide_deletions(self) -> None:
-        for node in sorted(self._incoming.deleted - self._onto.deleted, key=self._incoming.path):
-            if not self._onto.is_updated(node):
-                self._todo.delete.add(node)
-                continue
-            conflict = self._deletion_conflict(node, self._incoming, self._onto)
-            choice = self._questions.ask(("delete", node), conflict)
-            # An open one is seen as deleted, whichever side did it, lest one conflict be reported as two.
-            is_kept = choice is not None and not self._questions.is_incoming(choice)
-            (self._todo.kept if is_kept else self._todo.delete).add(node)
-        for node in sorted(self._onto.deleted - self._incoming.deleted, key=self._onto.path):
-            if not self._incoming.is_updated(node):
-                continue
-            conflict = self._deletion_conflict(node, self._onto, self._incoming)
-            if self._questions.is_incoming(self._questions.ask(("delete", node), conflict)):
-                self._todo.revive.add(node)
-
-    def _deletion_conflict(self, node: NodeId, deleting: Side, updating: Side) -> Conflict:
-        state = deleting.before[node]
-        is_array = state.array is not None
-        if (deleting is self._incoming) == self._questions.incoming_is_ours:
-            kind = ConflictType.DeleteOfUpdatedArray if is_array else ConflictType.DeleteOfUpdatedGroup
-        elif updating.documents_changed(node):
-            kind = (
-                ConflictType.ZarrMetadataUpdateOfDeletedArray
-                if is_array
-                else ConflictType.ZarrMetadataUpdateOfDeletedGroup
-            )
-        elif updating.chunks_changed(node):
-            kind = ConflictType.ChunksUpdatedInDeletedArray
-        else:
-            kind = ConflictType.MoveOperationCannotBeRebased
-        return Conflict(kind, f"/{state.path}")
-
-    def _decide_moves(self) -> None:
-        """Find out which nodes incoming's moves apply to."""
-        for node, (old, new) in sorted(self._incoming.moves.items(), key=lambda item: item[1]):
-            if node in self._onto.deleted:
-                continue
-            if node not in self._onto.moves:
-                self._todo.follow_incoming.add(node)
-            elif self._onto.moves[node][1] != new:
-                self._ask_move(node, old)
-        for node in sorted(self._incoming.created & self._onto.created, key=self._incoming.path):
-            # Both sides got it, by a cherry-pick or a squash, say; then one of them moved it.
-            if self._onto.place(node) != self._incoming.place(node):
-                self._ask_move(node, self._onto.path(node))
-
-    def _ask_move(self, node: NodeId, path: str) -> None:
-        conflict = Conflict(ConflictType.MoveOperationCannotBeRebased, f"/{path}")
-        if self._questions.is_incoming(self._questions.ask(("move", node), conflict)):
-            self._todo.follow_incoming.add(node)
-
     # --- building --------------------------------------------------------------------------------------------
 
     def _build(self) -> None:
@@ -215,7 +152,7 @@ class _Merge:
         self._result = self._make_result()
         self._places = Places(self._onto, self._incoming, self._todo)
         self._tasks: list[ArrayMerge] = []
-        self._problems: list[_Problem] = []
+        self._problems = Problems(self._onto, self._incoming, self._todo, self._places, self._result)
         self._borrows = False
         with self._result.lock:
             try:
@@ -224,10 +161,10 @@ class _Merge:
                 self._create_nodes()
                 self._update_nodes()
                 self._update_values()
-                self._check_parents()
-                self._check_keys()
+                self._problems.check_parents()
+                self._problems.check_keys()
             except CycleError as cycle:
-                self._problems = [self._cycle_problem(cycle.nodes)]
+                self._problems.only_cycle(cycle.nodes)
 
     def _delete_nodes(self) -> None:
         drafts = self._result.nodes.drafts
@@ -250,7 +187,7 @@ class _Merge:
         name = self._places.name
         existing = self._result.nodes.node(path)
         if existing is not None and name(existing.node_id) != name(state.node_id):
-            self._problems.append(self._collision(path, name(state.node_id), name(existing.node_id)))
+            self._problems.add_collision(path, name(state.node_id), name(existing.node_id))
             return False
         place_node(self._result, path, state)
         return True
@@ -317,7 +254,7 @@ class _Merge:
         spec = parse_documents(merged)
         if spec is None or (spec.array is None) != (onto.array is None):
             conflict = Conflict(ConflictType.ZarrMetadataDoubleUpdate, f"/{path}")
-            self._problems.append(_Problem(conflict, None, None))
+            self._problems.add_open(conflict)
             return
         shapes = Shapes(*map(shape_of, (before, *documents, merged)))
         cut = self._grids.cut(states, spec.array, shapes)
@@ -390,138 +327,3 @@ class _Merge:
                 or side.tree.nodes.value(carried_to(key, side.paths)) is None
             ):
                 yield self._places.from_onto(carried_to(key, self._onto.paths)), old, None
-
-    # --- what must not be ------------------------------------------------------------------------------------
-
-    def _collision(self, path: str, placed: NodeId, existing: NodeId) -> _Problem:
-        conflict = Conflict(ConflictType.NewNodeConflictsWithExistingNode, f"/{path}")
-        incoming = [node for node in (placed, existing) if self._places.comes_from_incoming(node)]
-        onto = [node for node in (placed, existing) if node not in incoming]
-        if len(incoming) != 1 or len(onto) != 1:
-            return _Problem(conflict, None, None)
-        return _Problem(conflict, self._removal_from_onto(onto[0]), self._removal_from_incoming(incoming[0]))
-
-    def _removal_from_onto(self, node: NodeId) -> Callable[[], None] | None:
-        """Return what takes away from a place a node that onto put there."""
-        todo = self._todo
-        if node in self._onto.created:
-            below = self._onto.after[node].path + "/"
-            nodes = {node, *(n for n in self._onto.created if self._onto.after[n].path.startswith(below))}
-            return lambda: todo.drop_onto.update(nodes)
-        if node in self._onto.moves:
-            return lambda: todo.back_to_base.add(node)
-        if node in todo.kept:
-
-            def delete_after_all() -> None:
-                todo.kept.discard(node)
-                todo.delete.add(node)
-
-            return delete_after_all
-        return None
-
-    def _removal_from_incoming(self, node: NodeId) -> Callable[[], None] | None:
-        """Return what takes away from a place a node that incoming put there."""
-        todo = self._todo
-        if node in self._incoming.created:
-            below = self._incoming.after[node].path + "/"
-            created = self._incoming.created
-            nodes = {node, *(n for n in created if self._incoming.after[n].path.startswith(below))}
-            return lambda: todo.drop_incoming.update(nodes)
-        if node in todo.follow_incoming:
-            return lambda: todo.follow_incoming.discard(node)
-        if node in todo.revive:
-            return lambda: todo.revive.discard(node)
-        return None
-
-    def _check_parents(self) -> None:
-        """Find nodes that one side put below what is a group there, and is none in the result."""
-        todo = self._todo
-        placed = (self._incoming.created - todo.drop_incoming) | todo.follow_incoming | todo.revive
-        for node in placed - todo.delete:
-            self._check_parent(node, self._incoming)
-        kept = (self._onto.created - todo.drop_onto) | (set(self._onto.moves) - todo.back_to_base) | todo.kept
-        for node in kept - todo.delete - todo.follow_incoming:
-            self._check_parent(node, self._onto)
-
-    def _check_parent(self, node: NodeId, side: Side) -> None:
-        path = self._places.of(node)
-        state = self._result.nodes.node(path)
-        if state is None or self._places.name(state.node_id) != self._places.name(node):
-            return
-        if node in self._todo.revive:
-            own_path = self._places.revived(node).path
-        else:
-            own_path = side.path(node) if side is self._incoming else self._places.on_onto(node)
-        if not own_path:
-            return
-        own_parent = side.tree.nodes.node(parent_path(own_path))
-        parent = self._result.nodes.node(parent_path(path))
-        is_orphan = own_parent is not None and (parent is None or parent.array is not None)
-        is_inside = _array_above(self._result, path) and not _array_above(side.tree, own_path)
-        if not is_orphan and not is_inside:
-            return
-        conflict = Conflict(ConflictType.NewNodeInInvalidGroup, f"/{path}")
-        keep = None
-        if own_parent is not None and parent is None:
-            keep = self._restoration(self._places.name(own_parent.node_id), side)
-        if side is self._incoming:
-            self._problems.append(_Problem(conflict, keep, self._removal_from_incoming(node)))
-        else:
-            self._problems.append(_Problem(conflict, self._removal_from_onto(node), keep))
-
-    def _restoration(self, node: NodeId, side: Side) -> Callable[[], None] | None:
-        """Return what keeps a group that the other side deleted."""
-        todo = self._todo
-        if side is self._incoming and node in self._onto.deleted:
-            return lambda: todo.revive.add(node)
-        if side is self._onto and node in self._incoming.deleted:
-
-            def keep() -> None:
-                todo.delete.discard(node)
-                todo.kept.add(node)
-
-            return keep
-        return None
-
-    def _cycle_problem(self, nodes: list[NodeId]) -> _Problem:
-        """Return the conflict of nodes that the sides moved into each other."""
-        todo = self._todo
-        path = min(self._places.on_onto(node) for node in nodes)
-        conflict = Conflict(ConflictType.MoveOperationCannotBeRebased, f"/{path}")
-        followed = [node for node in nodes if node in todo.follow_incoming]
-        moved = [node for node in nodes if node in self._onto.moves and node not in todo.back_to_base]
-        return _Problem(
-            conflict,
-            (lambda: todo.back_to_base.update(moved)) if moved else None,
-            (lambda: todo.follow_incoming.difference_update(followed)) if followed else None,
-        )
-
-    def _check_keys(self) -> None:
-        """Find plain values that would be taken for chunks or documents of a node that the other side made."""
-        for key, content in list(self._result.nodes.values.items()):
-            if content is not None:
-                self._check_key(key)
-        placed = (
-            (self._incoming.created - self._todo.drop_incoming)
-            | self._todo.follow_incoming
-            | self._todo.revive
-        )
-        for node in placed - self._todo.delete:
-            for key in list(self._result.values_below(self._places.of(node))):
-                self._check_key(key)
-
-    def _check_key(self, key: str) -> None:
-        route = self._result.route(key)
-        if isinstance(route, Chunk) or (isinstance(route, Document) and self._is_document(route)):
-            conflict = Conflict(ConflictType.NewNodeConflictsWithExistingNode, f"/{route.path}")
-            if conflict not in [problem.conflict for problem in self._problems]:
-                self._problems.append(_Problem(conflict, None, None))
-
-    def _is_document(self, route: Document) -> bool:
-        node = self._result.nodes.node(route.path)
-        return node is not None and route.name in node.documents
-
-
-def _array_above(tree: Worktree, path: str) -> bool:
-    states = (tree.nodes.node(above) for above in iter_ancestors(path))
-    return any(state is not None and state.array is not None for state in states)

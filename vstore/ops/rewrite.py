@@ -49,7 +49,7 @@ from vstore.keys.objects import pack_name
 from vstore.ops.marks import Progress, silent
 from vstore.session import Session
 from vstore.storage.base import require_writable
-from vstore.tree import Change
+from vstore.tree.writing import Change, update
 from vstore.worktree import Worktree
 from vstore.worktree.arrays import read_layer
 from vstore.worktree.encode import MAX_TILES_IN_NODE, NODE_POLICY, TILE_POLICY, EncodedTree
@@ -210,7 +210,7 @@ class Rewriter:
         """Write all pages anew; the writer has placed the manifests."""
         self._named = set(self._targets)
         changes = [Change(entry.key, self._encoded(entry, batch)) for entry in self._entries]
-        root = tree.update(self._blobs, batch, None, changes, NODE_POLICY)
+        root = update(self._blobs, batch, None, changes, NODE_POLICY)
         if batch.blobs:
             self._named.add(batch.pack.pack)
         return EncodedTree(root, True, frozenset(self._named))
@@ -239,7 +239,7 @@ class Rewriter:
         if len(pointers) <= MAX_TILES_IN_NODE:
             return Tiles(old.extents, pointers)
         changes = [Change(key, encode_pointer(key, pointer)) for key, pointer in sorted(pointers.items())]
-        root: Child | None = tree.update(self._blobs, batch, None, changes, TILE_POLICY)
+        root: Child | None = update(self._blobs, batch, None, changes, TILE_POLICY)
         return Tiles(old.extents, {}, root)
 
     def _manifest(self, tile: _Tile) -> bytes | BlobRef:
@@ -247,7 +247,7 @@ class Rewriter:
             return tile.manifest
         slot, digest, length = tile.manifest
         writer = self._tree.writer
-        packs, offsets = writer.locate(np.array([slot], dtype=np.uint64))
-        pack = writer.pack_ids[int(packs[0])]
+        packs, offsets = writer.slots.locate(np.array([slot], dtype=np.uint64))
+        pack = writer.slots.pack_ids[int(packs[0])]
         self._named.add(pack)
         return BlobRef(digest, pack, int(offsets[0]), length)

@@ -59,8 +59,8 @@ from vstore.format.node import Content as StoredContent
 from vstore.format.page import Child, Entry, Totals
 from vstore.format.refs import BlobRef
 from vstore.ids import PackId
-from vstore.tree import Change, TreePolicy, update
 from vstore.tree import get as tree_get
+from vstore.tree.writing import Change, TreePolicy, update
 from vstore.worktree.arrays import ArrayState, remember_layer, resolve_tile, tile_is_cached
 from vstore.worktree.contents import Content, OwnBlob
 from vstore.worktree.nodes import NodeState
@@ -146,7 +146,7 @@ class _Encoder:
     def _stored(self, content: Content, kind: BlobKind) -> StoredContent:
         if not isinstance(content, OwnBlob):
             return content
-        pack, offset = self._writer.place_of(content.slot)
+        pack, offset = self._writer.slots.place_of(content.slot)
         self._packs.add(pack)
         return BlobRef(content.digest, pack, offset, content.length)
 
@@ -225,7 +225,9 @@ class _Encoder:
         """Do the same for a few edits of a tile whose layers are at hand, without columns."""
         tile = LayeredTile(()) if before is None else resolve_tile(self._tree.blobs, before)
         positions = content.positions.tolist()
-        edits = pending_refs(positions, content.rows, content.inline, dictionaries, self._writer.place_of)
+        edits = pending_refs(
+            positions, content.rows, content.inline, dictionaries, self._writer.slots.place_of
+        )
         new, replaced = _changed_few(edits, tile)
         if not new:
             return before
@@ -383,8 +385,8 @@ def pending_manifest(
     own = kinds == PendingKind.OWN
     if own.any():
         # Own packs are numbered from 0, other sessions' packs after them.
-        numbers, own_offsets = writer.locate(offsets[own])
-        own_packs = list(writer.pack_ids)
+        numbers, own_offsets = writer.slots.locate(offsets[own])
+        own_packs = list(writer.slots.pack_ids)
         sources[kinds == PendingKind.STORED] += len(own_packs)
         sources[own], offsets[own] = numbers, own_offsets
         names = [*own_packs, *dictionaries.packs.names]

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from vstore.blobs.writer import BlobWriter, WriterState
+from vstore.blobs.slots import WriterState
+from vstore.blobs.writer import BlobWriter
 from vstore.changes.dictionaries import Dictionaries
 from vstore.changes.documents import parse_documents
 from vstore.changes.pending import PendingTile
@@ -80,7 +81,7 @@ def freeze(tree: Worktree) -> FrozenChanges:
     """Return the edits of a worktree."""
     with tree.lock:
         if isinstance(tree.own, BlobWriter):
-            own = tree.own.state()
+            own = tree.own.slots.state()
         elif isinstance(tree.own, FrozenBlobs):
             own = tree.own.state
         else:

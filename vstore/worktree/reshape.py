@@ -10,13 +10,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vstore.changes.documents import ArraySpec, NodeSpec, parse_documents
+from vstore.changes.pending import PendingKind, PendingRef
 from vstore.changes.tiling import choose_extents
 from vstore.errors import InvalidInputError
 from vstore.format.node import Node
-from vstore.ids import new_node_id
+from vstore.ids import blake3_digest, new_node_id
 from vstore.keys.zarr import DOCUMENT_NAMES, NotAChunk, join_key
 from vstore.worktree.arrays import ArrayState
-from vstore.worktree.contents import ChunkSource, Content, StoredChunk, content_length
+from vstore.worktree.contents import ChunkSource, Content, OwnBlob, StoredChunk, content_length
 from vstore.worktree.nodes import NodeState
 
 if TYPE_CHECKING:
@@ -176,5 +177,28 @@ def _adopt_values(tree: Worktree, node: NodeState, array: ArrayState) -> None:
         if isinstance(index, NotAChunk) or content is None:
             continue
         if array.spec.contains(index) and content_length(content):
-            tree.adopt_chunk(array, index, content)
+            _adopt_chunk(tree, array, index, content)
             tree.put_value(key, None)
+
+
+def _adopt_chunk(tree: Worktree, array: ArrayState, index: tuple[int, ...], content: Content) -> None:
+    """Make a plain value's content a chunk."""
+    tile_key, position = array.locate(index)
+    tile = array.tile_for_edit(tile_key)
+    if isinstance(content, bytes) and len(content) <= tree.inline_bytes:
+        tile.set_inline(position, content)
+    elif isinstance(content, bytes):
+        digest = blake3_digest(content)
+        tile.set(position, _own(OwnBlob(tree.writer.put(content, digest), len(content), digest)))
+    elif isinstance(content, OwnBlob):
+        # The value lets go of the blob when it is deleted; the chunk holds on to it.
+        tree.writer.retain(content.slot)
+        tile.set(position, _own(content))
+    else:
+        pack = tree.dictionaries.packs.number(content.pack)
+        ref = PendingRef(PendingKind.STORED, content.offset, content.length, pack, 0, content.digest)
+        tile.set(position, ref)
+
+
+def _own(blob: OwnBlob) -> PendingRef:
+    return PendingRef(PendingKind.OWN, blob.slot, blob.length, digest=blob.digest)

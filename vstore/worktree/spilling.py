@@ -270,7 +270,7 @@ def _spill_tile(tree: Worktree, array: ArrayState, key: bytes, tile: PendingTile
     positions, rows, inline = seen.in_memory.positions, seen.in_memory.rows, seen.in_memory.inline
     own = rows["kind"] == PendingKind.OWN
     taken = ~own
-    taken[own] = tree.writer.are_sealed(rows["at"][own])
+    taken[own] = tree.writer.slots.are_sealed(rows["at"][own])
     same = taken & (rows["kind"] == PendingKind.UNCHANGED)
     refs = taken & ~same
     if not taken.any():

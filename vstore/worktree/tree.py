@@ -1,7 +1,7 @@
 """The worktree: a snapshot seen through a session's edits, as a map from Zarr keys to bytes.
 
-Every key is a document of a node, a chunk of an array, or a plain value; `route` tells which. Reads take no lock but
-for a moment; edits hold the one lock while they change the tables, never while they move chunk bytes.
+Every key is a document of a node, a chunk of an array, or a plain value (`routes`). Reads take no lock but for a
+moment; edits hold the one lock while they change the tables, never while they move chunk bytes.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
-
-import msgspec
 
 from vstore.blobs.once import RequestNeededError, without_waiting
 from vstore.blobs.reader import BlobReader
@@ -24,7 +22,7 @@ from vstore.format.node import MAX_CONTENT_INLINE_BYTES
 from vstore.format.page import Child
 from vstore.format.refs import BlobRef
 from vstore.ids import BytesLike, Digest, blake3_digest
-from vstore.keys.zarr import NotAChunk, split_document_key
+from vstore.keys.zarr import split_document_key
 from vstore.locks import ForkSafeLock
 from vstore.worktree.arrays import ArrayState
 from vstore.worktree.chunk_keys import ChunkKeys, Place, find_place
@@ -37,38 +35,12 @@ from vstore.worktree.contents import (
     source_length,
 )
 from vstore.worktree.nodes import NodeState, NodeTable
+from vstore.worktree.routes import Chunk, Document, Route, Value, route_in_array
 
 if TYPE_CHECKING:
     from vstore.blobs.writer import BlobWriter
 
 
-class Chunk(msgspec.Struct, frozen=True):
-    """A key that names the chunk `at` this index of the array in `node`."""
-
-    node: NodeState
-    array: ArrayState
-    at: tuple[int, ...]
-
-    @property
-    def path(self) -> str:
-        return self.node.path
-
-
-class Document(msgspec.Struct, frozen=True):
-    """A key that names a document of the node at `path`, if there is one."""
-
-    path: str
-    name: str
-
-
-class Value(msgspec.Struct, frozen=True):
-    """A key that belongs to no node; `why` says why it names no chunk of the array above it, if that matters."""
-
-    key: str
-    why: str | None
-
-
-Route: TypeAlias = Chunk | Document | Value
 Known: TypeAlias = dict[str, ChunkKeys]
 
 _OTHER = (Document, Value)
@@ -95,7 +67,7 @@ class Worktree:
         self.blobs = blobs
         self.own = own if writer is None else writer
         self._writer = writer
-        self.contents = ContentReader(blobs, self.own, virtual)
+        self.contents = ContentReader(blobs, own if writer is None else writer.slots, virtual)
         self.lock = ForkSafeLock()
         self.nodes = NodeTable(blobs, self.contents, root, self.lock)
         self.dictionaries = Dictionaries()
@@ -130,7 +102,7 @@ class Worktree:
             return Document(*document)
         why = None
         for owner in self.nodes.iter_owners(key):
-            route = _route_in_array(key, owner)
+            route = route_in_array(key, owner)
             if isinstance(route, Chunk):
                 return route
             why = why or route
@@ -224,7 +196,7 @@ class Worktree:
         """
         if self._writer is None or not isinstance(source, OwnBlob):
             return None
-        return self._writer.held(source.slot)
+        return self._writer.slots.held(source.slot)
 
     def size(self, key: str) -> int | None:
         """Return the length in bytes of `key`, or None; reads no data."""
@@ -389,27 +361,6 @@ class Worktree:
         else:
             self.nodes.values[key] = content
 
-    def adopt_chunk(self, array: ArrayState, index: tuple[int, ...], content: Content) -> None:
-        """Make a plain value's content a chunk. The caller holds the lock."""
-        tile_key, position = array.locate(index)
-        tile = array.tile_for_edit(tile_key)
-        if isinstance(content, bytes) and len(content) <= self.inline_bytes:
-            tile.set_inline(position, content)
-        elif isinstance(content, bytes):
-            digest = blake3_digest(content)
-            tile.set(position, self._own(OwnBlob(self.writer.put(content, digest), len(content), digest)))
-        elif isinstance(content, OwnBlob):
-            # The value lets go of the blob when it is deleted; the chunk holds on to it.
-            self.writer.retain(content.slot)
-            tile.set(position, self._own(content))
-        else:
-            pack = self.dictionaries.packs.number(content.pack)
-            ref = PendingRef(PendingKind.STORED, content.offset, content.length, pack, 0, content.digest)
-            tile.set(position, ref)
-
-    def _own(self, blob: OwnBlob) -> PendingRef:
-        return PendingRef(PendingKind.OWN, blob.slot, blob.length, digest=blob.digest)
-
     # --- deleting --------------------------------------------------------------------------------------------
 
     def delete(self, key: str) -> None:
@@ -418,7 +369,7 @@ class Worktree:
         route = self.place(key)
         with self.lock:
             if not isinstance(route, _OTHER):
-                self._delete_chunk(known, route)
+                self.delete_chunk(known, route)
             elif isinstance(route, Document):
                 node = self.nodes.node(route.path)
                 if self.find(key) is not None:
@@ -431,7 +382,8 @@ class Worktree:
                 self.begin_edit()
                 self.put_value(key, None)
 
-    def _delete_chunk(self, known: Known, place: Place) -> None:
+    def delete_chunk(self, known: Known, place: Place) -> None:
+        """Delete a chunk, if there is one; `known` as for `_begin_chunk_edit`. The caller holds the lock."""
         _, array, tile_key, position = place
         pending = array.pending_chunk(tile_key, position, self.dictionaries)
         source = array.resolve(tile_key, position, pending)
@@ -439,40 +391,12 @@ class Worktree:
             array.tile_for_edit(tile_key).set(position, PendingRef(PendingKind.DELETED))
 
     def delete_folder(self, folder: str) -> None:
-        """Delete everything below `folder`, and the node at it; costs no more for a large array than a small one."""
+        """Delete everything below `folder`, and the node at it."""
+        from vstore.worktree.clearing import clear
+
         with self.lock:
             self.begin_edit()
-            owner = self.nodes.owner(folder) if folder else None
-            if owner is not None and owner.array is not None:
-                self._delete_chunks_below(owner, owner.array, folder)
-            self._drop_edits_below(folder)
-            self.nodes.hidden.add(folder)
-
-    def _drop_edits_below(self, folder: str) -> None:
-        nodes = self.nodes
-        for path in [p for p in nodes.drafts if p == folder or p.startswith(folder + "/" if folder else "")]:
-            state = nodes.drafts.pop(path)
-            if state is not None and state.array is not None:
-                self.writer.release_many(state.array.clear())
-        for key in [k for k in nodes.values if k.startswith(folder + "/" if folder else "")]:
-            content = nodes.values.pop(key)
-            if isinstance(content, OwnBlob):
-                self.writer.release(content.slot)
-
-    def _delete_chunks_below(self, owner: NodeState, array: ArrayState, folder: str) -> None:
-        """Delete the chunks of an array whose keys lie below a folder inside it."""
-        inside = folder[len(owner.path) + 1 if owner.path else 0 :]
-        encoding = array.spec.encoding
-        if encoding is None or encoding.separator != "/":
-            return
-        if inside == encoding.leading:
-            self.nodes.drafts[owner.path] = owner
-            self.writer.release_many(array.clear())
-            return
-        first = encoding.first_indices(inside)
-        for indices, _ in () if first is None else list(array.iter_indices(first)):
-            for index in map(tuple, indices.tolist()):
-                self._delete_chunk(self.nodes.arrays, (owner, array, *array.locate(index)))
+            clear(self, folder)
 
     # --- listing ---------------------------------------------------------------------------------------------
 
@@ -484,18 +408,3 @@ class Worktree:
         if not edited and not self.nodes.has_base_values(prefix):
             return iter(())
         return self.nodes.iter_values(prefix)
-
-
-def _route_in_array(key: str, owner: NodeState) -> Chunk | str | None:
-    """Return the chunk of `owner` that `key` names, or why it names none although it looks like it."""
-    array = owner.array
-    if array is None or array.spec.encoding is None:
-        return None
-    index = array.spec.encoding.decode(key[len(owner.path) + 1 if owner.path else 0 :])
-    if index is NotAChunk.WRONG_DIMENSIONS:
-        return f"it should have {array.spec.ndim} chunk indices, as array {owner.path!r} has dimensions"
-    if isinstance(index, NotAChunk):
-        return None
-    if not array.spec.contains(index):
-        return f"chunk {index} is outside the chunk grid {array.spec.grid} of array {owner.path!r}"
-    return Chunk(owner, array, index)

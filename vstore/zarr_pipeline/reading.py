@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from vstore.ids import BytesLike
-from vstore.worktree.batch import ReadTask, plan_reads
+from vstore.worktree.batch.reading import plan_reads
+from vstore.worktree.batch.tasks import ReadTask
 from vstore.zarr_pipeline.coder import Array, ChunkCoder, ChunkLayout, CodingError
 from vstore.zarr_pipeline.requests import Batch, PipelineState, Request, as_array
 from vstore.zarr_pipeline.workers import CODING, FETCHING

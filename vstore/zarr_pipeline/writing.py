@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vstore.ids import BytesLike
-from vstore.worktree.batch import ReadTask, set_many
+from vstore.worktree.batch.tasks import ReadTask
+from vstore.worktree.batch.writing import set_many
 from vstore.zarr_pipeline.coder import Array, ChunkCoder, ChunkLayout, CodingError
 from vstore.zarr_pipeline.reading import decode, do_tasks
 from vstore.zarr_pipeline.requests import Batch, PipelineState, Request, as_array

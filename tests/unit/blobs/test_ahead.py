@@ -1,10 +1,16 @@
 from __future__ import annotations
 
-from vstore.blobs.ahead import MAX_BYTES, MAX_GAP_BYTES, MAX_STRETCH_BYTES, plan_stretches
+from vstore.blobs.ahead import MAX_BYTES, MAX_GAP_BYTES, MAX_STRETCH_BYTES, in_windows, plan_stretches
 from vstore.format.refs import BlobRef
 from vstore.ids import Digest, PackId
 
 ONE, OTHER = PackId(bytes(16)), PackId(b"\1" * 16)
+
+
+def test_windows_begin_with_a_single_item() -> None:
+    windows = list(in_windows(range(200)))
+    assert [len(window) for window in windows] == [1, 4, 16, 64, 64, 51]
+    assert [item for window in windows for item in window] == list(range(200))
 
 
 def ref(pack: PackId, offset: int, length: int) -> BlobRef:

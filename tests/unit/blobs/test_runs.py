@@ -82,10 +82,14 @@ def stored(tmp_path: Path) -> tuple[LocalStorage, BlobColumns, list[bytes]]:
     batch = writer.begin_metadata()
     batch.add(BlobKind.SNAPSHOT, b"snapshot")
     writer.finish(batch)
-    packs, offsets = writer.locate(np.array(slots, np.uint64))
+    packs, offsets = writer.slots.locate(np.array(slots, np.uint64))
     digests = np.frombuffer(b"".join(map(blake3_digest, data)), np.uint8).reshape(-1, 32)
     lengths = np.array(list(map(len, data)), np.uint64)
-    return storage, BlobColumns(writer.pack_ids, packs, offsets, lengths, digests, np.zeros(4, bool)), data
+    return (
+        storage,
+        BlobColumns(writer.slots.pack_ids, packs, offsets, lengths, digests, np.zeros(4, bool)),
+        data,
+    )
 
 
 def test_a_run_yields_its_blobs(stored: tuple[LocalStorage, BlobColumns, list[bytes]]) -> None:

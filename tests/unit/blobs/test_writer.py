@@ -12,7 +12,9 @@ from random import Random
 import numpy as np
 import pytest
 
+from vstore.blobs.packing import OpenPack
 from vstore.blobs.reader import BlobReader
+from vstore.blobs.sealing import PackSealer
 from vstore.blobs.writer import MAX_BATCHES_BEHIND, BlobWriter
 from vstore.errors import OutcomeUnknownError, OutOfSpaceError, SessionStateError, StorageError
 from vstore.format.envelope import BlobKind
@@ -41,8 +43,8 @@ def commit(writer: BlobWriter) -> BlobRef:
 
 
 def read_back(writer: BlobWriter, storage: LocalStorage, slot: int, data: bytes) -> bytes:
-    packs, offsets = writer.locate(np.array([slot], dtype=np.uint64))
-    ref = BlobRef(blake3_digest(data), writer.pack_ids[int(packs[0])], int(offsets[0]), len(data))
+    packs, offsets = writer.slots.locate(np.array([slot], dtype=np.uint64))
+    ref = BlobRef(blake3_digest(data), writer.slots.pack_ids[int(packs[0])], int(offsets[0]), len(data))
     return bytes(BlobReader(storage).whole(ref, "a blob"))
 
 
@@ -142,8 +144,8 @@ def test_a_seal_in_doubt_moves_the_blobs_to_another_pack(storage: LocalStorage, 
     assert plan.requests[-1].method == "seal"
     doubtful = batch.pack.pack
     commit(writer)
-    packs, _ = writer.locate(np.array([slot], dtype=np.uint64))
-    assert writer.pack_ids[int(packs[0])] != doubtful
+    packs, _ = writer.slots.locate(np.array([slot], dtype=np.uint64))
+    assert writer.slots.pack_ids[int(packs[0])] != doubtful
     assert read_back(writer, storage, slot, data) == data
 
 
@@ -446,6 +448,65 @@ def test_callers_write_themselves_where_no_thread_is_to_be_had(
         patch.setattr(threading.Thread, "start", no_thread)
         slots = [put(writer, blob) for blob in data[:3]]
     slots += [put(writer, blob) for blob in data[3:]]
+    commit(writer)
+    assert [read_back(writer, storage, slot, blob) for slot, blob in zip(slots, data, strict=True)] == data
+
+
+@pytest.mark.parametrize("started", [0, 1])
+def test_a_full_pack_is_sealed_where_no_thread_is_to_be_had(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch, started: int
+) -> None:
+    """Once: an executor keeps what it was given, and a thread that it has may come to it."""
+    storage.pack_policy = PackPolicy(3_000, 1, 1)
+    may_seal, sealed = threading.Event(), []
+    start, seal = threading.Thread.start, PackSealer.seal
+
+    def start_some(thread: threading.Thread) -> None:
+        if len(threads) >= started:
+            raise RuntimeError("can't start new thread")
+        threads.append(thread)
+        start(thread)
+
+    def note(sealer: PackSealer, pack: OpenPack) -> None:
+        sealed.append(pack.number)
+        if threading.current_thread() in threads:
+            assert may_seal.wait(20)
+        seal(sealer, pack)
+
+    threads: list[threading.Thread] = []
+    writer = BlobWriter(storage)
+    data = [os.urandom(4_000) for _ in range(3)]
+    monkeypatch.setattr(PackSealer, "seal", note)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start_some)
+        slots = [put(writer, blob) for blob in data]
+    assert {1, 2} <= set(sealed)
+    may_seal.set()
+    commit(writer)
+    writer.close()
+    assert sorted(sealed) == [0, 1, 2]
+    assert [read_back(writer, storage, slot, blob) for slot, blob in zip(slots, data, strict=True)] == data
+
+
+def test_blobs_may_be_put_while_others_go_to_a_new_pack(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit copies a pack that it can't trust; what comes meanwhile is not to go into the old one."""
+    storage.pack_policy = PackPolicy(10**6, 1_000, 1_001, True)
+    writer = BlobWriter(storage)
+    data = [os.urandom(2_000) for _ in range(2)]
+    slots = [put(writer, data[0])]
+    batch = writer.begin_metadata()
+    old = batch.pack
+    writer.drop_metadata(batch)
+    old.is_doubtful = True
+    discard = old.discard
+
+    def put_meanwhile() -> None:
+        slots.append(put(writer, data[1]))
+        discard()
+
+    monkeypatch.setattr(old, "discard", put_meanwhile)
     commit(writer)
     assert [read_back(writer, storage, slot, blob) for slot, blob in zip(slots, data, strict=True)] == data
 

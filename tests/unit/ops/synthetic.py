@@ -28,7 +28,7 @@ from vstore.format.record import OperationKind, RefKind, SnapshotEntry
 from vstore.format.refs import BlobRef
 from vstore.format.snapshot import Snapshot, encode_snapshot
 from vstore.ids import Digest, PackId, new_node_id, new_pack_id, new_transaction_id
-from vstore.tree import Change, update
+from vstore.tree.writing import Change, update
 from vstore.worktree.encode import NODE_POLICY, TILE_POLICY
 
 CHUNK = 4096

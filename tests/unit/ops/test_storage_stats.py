@@ -15,7 +15,8 @@ from tests.unit.ops.repositories import expire, packs
 from tests.unit.ops.synthetic import make_synthetic
 from vstore.format.envelope import BlobKind
 from vstore.format.record import RefKind, SnapshotEntry
-from vstore.ops import storage_stats as module
+from vstore.ops import ref_sums
+from vstore.ops.storage_stats import StorageStats
 from vstore.reachability import NeededBlob, NeededChunks, Walk
 
 Needs = dict[tuple[bytes, int], tuple[int, bool]]
@@ -68,7 +69,7 @@ class Count:
             joined |= self.needs[snapshot]  # type: ignore[index]
         return joined
 
-    def check(self, stats: module.StorageStats) -> None:
+    def check(self, stats: StorageStats) -> None:
         everything = self.of(set(self.needs))
         assert stats.native_bytes == size({k: v for k, v in everything.items() if not v[1]})
         assert stats.metadata_bytes == size({k: v for k, v in everything.items() if v[1]})
@@ -131,7 +132,7 @@ def repository(request: pytest.FixtureRequest) -> Iterator[vstore.Repository]:
 def test_every_byte_is_counted_once(
     repository: vstore.Repository, monkeypatch: pytest.MonkeyPatch, part_rows: int
 ) -> None:
-    monkeypatch.setattr(module, "PART_ROWS", part_rows)
+    monkeypatch.setattr(ref_sums, "PART_ROWS", part_rows)
     make_branches(repository)
     count = Count(repository)
     stats = repository.storage_stats()

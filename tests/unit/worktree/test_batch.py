@@ -20,8 +20,10 @@ from vstore.blobs.reader import BlobReader
 from vstore.errors import CorruptionError, MissingBlobError
 from vstore.ids import BytesLike
 from vstore.session import Session
-from vstore.worktree import batch
-from vstore.worktree.batch import locate, plan_reads, set_many
+from vstore.worktree.batch import writing
+from vstore.worktree.batch.keys import locate
+from vstore.worktree.batch.reading import plan_reads
+from vstore.worktree.batch.writing import set_many
 
 CONFIG = vstore.RepositoryConfig(inline_chunk_threshold_bytes=8)
 """Chunks of up to 8 bytes lie in manifests."""
@@ -440,7 +442,7 @@ def test_large_sets_are_made_in_parts(local: vstore.Repository, monkeypatch: Any
         return put_many(blobs, digests)
 
     monkeypatch.setattr(session.tree.writer, "put_many", counted)
-    monkeypatch.setattr(batch, "MAX_SET_BYTES", 20_000)
+    monkeypatch.setattr(writing, "MAX_SET_BYTES", 20_000)
     keys = keys_of(range(50))
     set_many(session.tree, keys, [chunk(row, 1000) for row in range(150)])
     assert puts == [20_000] * 7 + [10_000]

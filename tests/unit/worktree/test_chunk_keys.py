@@ -16,7 +16,7 @@ from tests.repositories import GROUP, Place, array_document, array_document_2, c
 from vstore.session import Session
 from vstore.worktree import Worktree
 from vstore.worktree.chunk_keys import find_place
-from vstore.worktree.tree import Chunk, Route
+from vstore.worktree.routes import Chunk, Route
 
 ARRAYS = {
     "one": array_document((20,)),

@@ -22,6 +22,8 @@ from vstore.storage.base import PackPolicy
 from vstore.storage.local import LocalStorage
 from vstore.storage.objects.storage import ObjectStorage
 from vstore.worktree import encode, spilling
+from vstore.worktree.batch.reading import plan_reads
+from vstore.worktree.batch.writing import set_many
 from vstore.worktree.contents import StoredChunk
 from vstore.worktree.spilling import make_room, spill, spilled_of
 
@@ -83,10 +85,10 @@ def in_memory(session: Session, path: str = "a") -> int:
 def settle(session: Session) -> None:
     """Seal what there is and spill all of it."""
     session.tree.writer.flush()
-    with session.tree.writer._lock:
+    with session.tree.writer.slots.lock:
         pack, session.tree.writer._open = session.tree.writer._open, None
     if pack is not None:
-        session.tree.writer._seal_early(pack)
+        session.tree.writer._sealer.seal(pack)
     spill(session.tree)
     assert not in_memory(session)
 
@@ -326,16 +328,16 @@ def test_chunks_whose_pack_may_still_move_are_not_spilled() -> None:
         writer = BlobWriter(storage)
         data = b"m" * 3000
         slots = np.array([writer.put(data, blake3_digest(data), BlobKind.MANIFEST)], np.uint64)
-        assert not writer.are_sealed(slots).any()
+        assert not writer.slots.are_sealed(slots).any()
         writer.flush()
         pack = writer._open
         assert pack is not None
-        assert not writer.are_sealed(slots).any()
-        moved = writer._move_to_new_pack(pack)
-        assert not writer.are_sealed(slots).any()
+        assert not writer.slots.are_sealed(slots).any()
+        moved = writer._sealer.move_to_new_pack(pack)
+        assert not writer.slots.are_sealed(slots).any()
         writer._open = None
-        writer._seal_early(moved)
-        assert writer.are_sealed(slots).all()
+        writer._sealer.seal(moved)
+        assert writer.slots.are_sealed(slots).all()
         assert writer.read(int(slots[0]), 3000) == data
         writer.close()
 
@@ -422,7 +424,6 @@ def test_a_listing_streams(repository: vstore.Repository) -> None:
 
 def test_batches_see_spilled_refs(repository: vstore.Repository) -> None:
     """Many keys at once give what each gives alone."""
-    batch = pytest.importorskip("vstore.worktree.batch")
     commit(repository, {"a/zarr.json": DOCUMENT, **{key(n): value(n, 3) for n in range(0, COUNT, 4)}})
     session = repository.writable_session("main")
     fill(session, range(0, COUNT, 3), salt=1)
@@ -435,9 +436,9 @@ def test_batches_see_spilled_refs(repository: vstore.Repository) -> None:
     expected = [session.tree.read(one) for one in keys]
 
     def read() -> list[bytes | None]:
-        found = {row: data for task in batch.plan_reads(session.tree, keys) for row, data in task}
+        found = {row: data for task in plan_reads(session.tree, keys) for row, data in task}
         return [None if found[row] is None else bytes(found[row]) for row in range(COUNT)]
 
     assert read() == expected
-    batch.set_many(session.tree_for_writing(), keys[:50], [None] * 25 + [b"new"] * 25)
+    set_many(session.tree_for_writing(), keys[:50], [None] * 25 + [b"new"] * 25)
     assert read() == [None] * 25 + [b"new"] * 25 + expected[50:]
