@@ -12,6 +12,7 @@ import argparse
 import json
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from benchmarks.scales import FULL, SCALES
 from benchmarks.systems import variants
 from benchmarks.systems.distant import DISTANT
 from benchmarks.workloads import DISTANT_NAMES, get_workloads
+from benchmarks.workloads.base import Workload
 
 LATENCY_MS = 50.0
 RESULTS = ROOT / "benchmarks" / "results" / "distant"
@@ -48,10 +50,12 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     scale = SCALES[options.scale]
     earlier = _read(options.json)
-    names = options.only or DISTANT_NAMES
+    workloads = get_workloads(tuple(options.only or DISTANT_NAMES))
+    if options.cases:
+        workloads = [_with_cases(workload, options.cases) for workload in workloads]
     with distant_server(options.latency_ms / 1000):
         for results in iter_results(
-            get_workloads(tuple(names)),
+            workloads,
             scale,
             options.systems or [kind.name for kind in DISTANT],
             options.rounds or scale.rounds,
@@ -59,11 +63,21 @@ def main(arguments: list[str] | None = None) -> int:
         ):
             results["latency_ms"] = options.latency_ms
             ran = results["workloads"]
-            results["workloads"] = dict(sorted((earlier | ran).items()))
+            results["workloads"] = _together(earlier, ran)
             if options.json:
                 options.json.write_text(json.dumps(results, indent=1) + "\n")
     sys.stdout.write(show_results(results | {"workloads": ran}))
     return int(any(has_failed(cases) for cases in ran.values()))
+
+
+def _with_cases(workload: Workload, part: str) -> Workload:
+    """Return the workload with only the cases whose label has `part` in it."""
+    return replace(workload, cases=lambda scale: [c for c in workload.cases(scale) if part in c["label"]])
+
+
+def _together(earlier: dict[str, Any], ran: dict[str, Any]) -> dict[str, Any]:
+    """Return all workloads in order; cases that were run again are the newer ones."""
+    return {name: earlier.get(name, {}) | ran.get(name, {}) for name in sorted({*earlier, *ran})}
 
 
 def _read(path: Path | None) -> dict[str, Any]:
@@ -97,6 +111,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     sizes.add_argument("--smoke", dest="scale", action="store_const", const="smoke", help="seconds")
     parser.add_argument(
         "--only", type=_names(DISTANT_NAMES, str.upper), metavar="D1,D4", help="these workloads"
+    )
+    parser.add_argument(
+        "--cases", metavar="TEXT", help="only the cases with this in their label, as '64 KiB'"
     )
     known = [variant for kind in DISTANT for variant in (kind.name, *variants(kind.name))]
     parser.add_argument(

@@ -346,7 +346,7 @@ def test_a_history_that_has_left_the_record_comes_in_few_requests(remote: Remote
         assert len(list(view.iter_pages())) > 5, "nothing was spilled"
     again = remote.another()
     assert len(list(again.ancestry(branch="main"))) == 121
-    assert remote.late <= 6, "a root, and the pages of the first look-ups"
+    assert remote.late <= 4, "a root, and the pages of the first look-ups"
 
 
 # --- writing -------------------------------------------------------------------------------------------------
