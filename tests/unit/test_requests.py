@@ -25,6 +25,7 @@ from vstore.ids import new_nonce
 from vstore.keys.objects import LATEST, log_name
 from vstore.storage.objects import ObjectStorage
 from vstore.testing.latency import LatencyStore
+from vstore.worktree.contents import StoredChunk
 from vstore.zarr_pipeline import enable
 
 FUSED = "zarr.core.codec_pipeline.FusedCodecPipeline"
@@ -366,6 +367,25 @@ def test_small_chunks_go_up_in_packs(remote: Remote, name: str, count: int) -> N
     assert remote.requests["put"] == packs + 2 + registration
     assert remote.requests["list"] == remote.requests["head"] == 0
     assert remote.requests["get"] + remote.requests["get_range"] <= 4 + 2 * registration
+
+
+def test_chunks_lie_in_packs_as_readers_want_them_whichever_came_first(remote: Remote) -> None:
+    session = vstore.Repository.create(remote.storage).writable_session("main")
+    write(session, {f"{name}/zarr.json": array_document((4, 50), chunks=(1, 1)) for name in "ab"})
+    keys = [f"{name}/c/{row}/{column}" for column in range(50) for row in range(4) for name in "ab"]
+    write(session, {key: key.encode() * 100 for key in reversed(keys)})
+    session.commit("backwards, and column by column")
+    tree = remote.another().readonly_session("main").tree
+    found = [tree.find(key) for key in sorted(keys, key=_numbers)]
+    places = [source.ref for source in found if isinstance(source, StoredChunk)]
+    assert len(places) == len(keys)
+    assert len({ref.pack for ref in places}) == 1
+    assert [ref.offset for ref in places] == sorted(ref.offset for ref in places)
+
+
+def _numbers(key: str) -> tuple[str, int, int]:
+    name, _, row, column = key.split("/")
+    return name, int(row), int(column)
 
 
 def test_a_small_commit_by_a_warm_handle(remote: Remote) -> None:
