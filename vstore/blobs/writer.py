@@ -291,7 +291,7 @@ class BlobWriter:
             self._end_write(pack)
 
     def _in_order(self, batch: _Batch) -> _Batch:
-        """Return the blobs as readers will want them, whichever thread was first, where a buffer has not placed them."""
+        """Return the blobs as readers will want them, whichever thread was first, unless a buffer has placed them."""
         if self._policy.writes_behind:
             return batch
         blobs = sorted(batch.blobs.items(), key=lambda item: item[1].order)
