@@ -22,6 +22,7 @@ from benchmarks.processes import ROOT
 from benchmarks.report import show_results, show_side_by_side
 from benchmarks.scales import FULL, SCALES
 from benchmarks.systems import variants
+from benchmarks.systems.base import DEFAULT_PIPELINE
 from benchmarks.systems.distant import DISTANT
 from benchmarks.workloads import DISTANT_NAMES, get_workloads
 from benchmarks.workloads.base import Workload
@@ -115,7 +116,11 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--cases", metavar="TEXT", help="only the cases with this in their label, as '64 KiB'"
     )
-    known = [variant for kind in DISTANT for variant in (kind.name, *variants(kind.name))]
+    known = [
+        variant
+        for kind in DISTANT
+        for variant in (kind.name, f"{kind.name}+{DEFAULT_PIPELINE}", *variants(kind.name)[1:])
+    ]
     parser.add_argument(
         "--systems", type=_names(known), metavar="A,B", help=f"of: {', '.join(dict.fromkeys(known))}"
     )

@@ -12,6 +12,7 @@ from benchmarks.measure import disk_usage
 from benchmarks.processes import Case, Outcome, Task, run
 from benchmarks.scales import Scale
 from benchmarks.systems import SYSTEMS, system_class, variants, why_unavailable
+from benchmarks.systems.base import DEFAULT_PIPELINE
 from benchmarks.workloads.base import Workload
 
 T = TypeVar("T")
@@ -106,7 +107,8 @@ def choose_systems(
     chosen, notes = [], []
     for name in SYSTEMS:
         for variant in variants(name) if workload.with_pipelines else [name]:
-            if not ({name, variant} & set(names)) or not workload.suits(SYSTEMS[name]):
+            asked = {name, variant, f"{variant}+{DEFAULT_PIPELINE}"}
+            if not (asked & set(names)) or not workload.suits(SYSTEMS[name]):
                 continue
             if SYSTEMS[name].is_distant != workload.is_distant:
                 continue
