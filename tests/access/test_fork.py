@@ -98,7 +98,7 @@ def test_a_child_takes_and_ends_a_lease_of_its_own(repository: vstore.Repository
 def test_a_registration_ends_only_by_the_process_that_made_it(repository: vstore.Repository) -> None:
     session = repository.writable_session("main")
     put(session, "key", b"1" * 1000)
-    session._register()
+    session._draft.registration.begin()
 
     def child() -> None:
         with pytest.raises(vstore.ForkedProcessError, match="child can only read"):
@@ -216,7 +216,7 @@ KNOWN_LOCKS = {
     "catalog/log_head": "renewed when another process id is seen",
     "catalog/sqlite/connection": "a child never uses its parent's connections",
     "catalog/sqlite/pool": "taken by the forking thread at a fork, made anew in the child",
-    "session": "renewed in a child",
+    "session/__init__": "renewed in a child",
     "shield": "one for each piece of work, whose threads a child does not have",
     "storage/objects/client": "taken only after the process was checked",
     "storage/objects/pack": "taken only after the process was checked",

@@ -114,7 +114,9 @@ class World:
 
 
 def _flushed(repository: vstore.Repository, session: Session) -> Prepared:
-    found = prepare(repository.handle, session.tree, session._request(OperationKind.FLUSH, "m", b"{}", True))
+    found = prepare(
+        repository.handle, session.tree, session._draft.request(OperationKind.FLUSH, "m", b"{}", True)
+    )
     assert isinstance(found, Prepared)
     return found
 
@@ -240,7 +242,11 @@ def _second_try(repository: vstore.Repository, world: World) -> str:
     """A commit of which the packs were sealed long before, by a try that failed."""
     with repository.writable_session("main") as session:
         _small(session)
-        prepare(repository.handle, session.tree, session._request(OperationKind.COMMIT, "lost", b"{}", False))
+        prepare(
+            repository.handle,
+            session.tree,
+            session._draft.request(OperationKind.COMMIT, "lost", b"{}", False),
+        )
         return session.commit("the change")
 
 

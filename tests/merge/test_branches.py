@@ -18,7 +18,7 @@ from vstore.branching import merge_base_tree
 from vstore.catalog.base import AddSnapshot, Applied
 from vstore.history import find_snapshot
 from vstore.ops.fsck import check
-from vstore.repository import _first_transaction
+from vstore.repository.creation import first_transaction
 
 UNKNOWN = "ab" * 32
 START = {"zarr.json": GROUP, "a/zarr.json": array_document((4,)), "a/c/0": b"0", "a/c/1": b"1"}
@@ -452,7 +452,7 @@ def test_histories_without_a_common_ancestor_do_not_merge(repository: vstore.Rep
     handle = repository.handle
     identity = handle.catalog.identity._replace(created_us=handle.clock.now_us())
     # As if it had been brought here from another repository.
-    foreign = _first_transaction(handle.storage, identity, handle.config, "ada")
+    foreign = first_transaction(handle.storage, identity, handle.config, "ada")
     added = next(update for update in foreign.updates if isinstance(update, AddSnapshot))
     assert isinstance(handle.catalog.update(replace(foreign, preconditions=(), updates=(added,))), Applied)
     repository.reset_branch("dev", added.entry.id.hex())

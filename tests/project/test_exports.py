@@ -79,7 +79,8 @@ print(*sorted(loaded))
 FOR_OTHER_WORK = {
     "vstore.blobs.sealing", "vstore.blobs.slots", "vstore.blobs.writer", "vstore.branching",
     "vstore.catalog.log", "vstore.changes.diff", "vstore.commit", "vstore.comparison", "vstore.graph",
-    "vstore.merge", "vstore.migrations", "vstore.ops", "vstore.shield", "vstore.storage.objects",
+    "vstore.merge", "vstore.migrations", "vstore.ops", "vstore.refs.branches", "vstore.refs.protection",
+    "vstore.refs.undo", "vstore.repository.creation", "vstore.shield", "vstore.storage.objects",
     "vstore.testing", "vstore.tree.differences", "vstore.tree.writing", "vstore.worktree.batch",
     "vstore.worktree.clearing", "vstore.worktree.compare", "vstore.worktree.encode",
     "vstore.worktree.frozen", "vstore.worktree.listing", "vstore.worktree.moving",

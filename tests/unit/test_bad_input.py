@@ -38,7 +38,7 @@ from vstore.config import RepositoryConfig
 from vstore.errors import FormatError, StorageError
 from vstore.keys.objects import pack_name, parse_pack_name
 from vstore.ops.fsck import check
-from vstore.repository import _first_transaction
+from vstore.repository.creation import first_transaction
 from vstore.storage.local import LocalStorage
 from vstore.worktree.listing import iter_keys
 
@@ -140,7 +140,7 @@ def test_a_repository_of_a_newer_format_is_refused_by_name(
         newer.setattr("vstore.catalog.base.FORMAT_VERSION", FORMAT_VERSION + 1)
         newer.setattr("vstore.catalog.state.FORMAT_VERSION", FORMAT_VERSION + 1)
         newer.setattr("vstore.catalog.state.SUPPORTED_FEATURES", frozenset({"sealed-blobs"}))
-        first = _first_transaction(storage, identity, RepositoryConfig(), "ada")
+        first = first_transaction(storage, identity, RepositoryConfig(), "ada")
         create_catalog(storage, identity, first, PackSpill(storage), kind=kind).close()
     assert vstore.Repository.exists(tmp_path / "newer")
     with pytest.raises(vstore.UnsupportedFormatError, match=named) as caught:

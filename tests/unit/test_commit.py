@@ -12,6 +12,7 @@ import pytest
 import vstore
 from vstore import commit as commit_module
 from vstore.ops.fsck import check
+from vstore.repository.creation import ROOT_MESSAGE
 from vstore.storage.base import PackPolicy
 
 
@@ -46,7 +47,7 @@ def test_committing_again_settles_an_unknown_outcome(
         with pytest.raises(vstore.CommitOutcomeUnknownError):
             session.commit("once")
     assert session.commit("once") == repository.lookup_branch("main")
-    assert messages(repository) == ["once", vstore.repository.ROOT_MESSAGE]
+    assert messages(repository) == ["once", ROOT_MESSAGE]
 
 
 def test_what_was_written_after_a_commit_that_landed_unseen_is_not_dropped(

@@ -275,7 +275,7 @@ def test_a_lease_or_registration_in_doubt_is_ended_by_closing(place: Place) -> N
         writer = repository.writable_session("main")
         plan.is_broken = plan.is_mended = False
         with pytest.raises(vstore.CommitOutcomeUnknownError):
-            writer._register()
+            writer._draft.registration.begin()
         plan.mend()
         writer.close()
         plan.land()

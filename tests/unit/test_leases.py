@@ -34,7 +34,7 @@ def registered_writer(repository: vstore.Repository) -> Session:
     """Return a writable session that has told the catalog of itself, as it does before it seals a pack."""
     session = repository.writable_session("main")
     write(session, {"y": b"y" * 5000})
-    session._register()
+    session._draft.registration.begin()
     return session
 
 

@@ -10,10 +10,10 @@ import pytest
 
 import vstore
 from tests.repositories import HandClock, Place, commit, contents, drop, write
-from vstore import refs
 from vstore.catalog.base import Transaction
 from vstore.format.record import OperationKind
 from vstore.handle import require_unprotected
+from vstore.refs import operations, undo
 
 State = dict[str, str]
 
@@ -313,16 +313,16 @@ def test_restore_sees_what_happens_while_it_reads_the_log(
 ) -> None:
     wanted, entry = state(furnished), newest(furnished)
     commit(furnished, {"x": b"3"})
-    really = refs._before
+    really = undo._before
 
     def slow(*arguments: Any) -> Any:
-        monkeypatch.setattr(refs, "_before", really)
+        monkeypatch.setattr(undo, "_before", really)
         found = really(*arguments)
         commit(furnished, {"x": b"4"})
         furnished.delete_tag("v1")
         return found
 
-    monkeypatch.setattr(refs, "_before", slow)
+    monkeypatch.setattr(undo, "_before", slow)
     furnished.restore(entry)
     assert state(furnished) == wanted
 
@@ -330,7 +330,7 @@ def test_restore_sees_what_happens_while_it_reads_the_log(
 def test_restore_and_the_log_across_several_batches(
     repository: vstore.Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(refs, "_BATCH", 3)
+    monkeypatch.setattr(operations, "_BATCH", 3)
     wanted = {}
     for number in range(10):
         repository.create_branch(f"b{number}", head(repository))

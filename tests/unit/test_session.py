@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -1015,3 +1017,20 @@ def test_totals_count_chunks_without_reading_them(repository: vstore.Repository)
     write(session, {"a/c/0": b"x"})
     assert (session.totals("a").chunks, session.totals("a").bytes) == (3, 2001)
     assert read_sync(session.store, "a/c/0") == b"x"
+
+
+@pytest.mark.parametrize("is_writable", [False, True])
+def test_a_session_that_is_dropped_is_gone_at_once(
+    repository: vstore.Repository, *, is_writable: bool
+) -> None:
+    """With what it holds in memory: neither its writer nor the error of a request refers to it."""
+    gc.disable()
+    try:
+        session = repository.writable_session("main") if is_writable else repository.readonly_session("main")
+        if is_writable:
+            write(session, an_array(3))
+        seen = weakref.ref(session)
+        del session
+        assert seen() is None
+    finally:
+        gc.enable()

@@ -241,6 +241,7 @@ def test_the_whole_disk_may_be_authorised(local: Sources) -> None:
 def test_a_prefix_is_a_url_that_ends_in_a_slash(tmp_path: Path, prefix: Any) -> None:
     with pytest.raises(vstore.InvalidInputError):
         vstore.Repository.create(tmp_path / "r", authorize_virtual_chunk_access=[prefix])
+    assert not vstore.Repository.exists(tmp_path / "r")
 
 
 @pytest.mark.parametrize(

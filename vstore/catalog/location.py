@@ -26,7 +26,7 @@ from vstore.storage.local import LocalStorage
 from vstore.storage.mounts import is_local_filesystem
 
 if TYPE_CHECKING:
-    from vstore.catalog.log import SpillStore
+    from vstore.catalog.log_pages import SpillStore
 
 
 def find_catalog(storage: Storage, spill: SpillStore | None = None) -> CatalogKind | None:

@@ -9,34 +9,34 @@ others are settled by reading the number back and looking for the own nonce. The
     L3  every acknowledged record is an ancestor of every later head
     L4  no handle shows an older state than it has shown before
 
-Neighbours: `log_head` finds the newest record, `log_state` says what is in it, `log_probe` tries out the storage.
+Neighbours: `log_head` finds the newest record, `log_state` says what is in it, `log_pages` keeps what it can't hold,
+`log_unsettled` remembers unclear replies, `log_probe` tries out the storage, `log_upkeep` keeps the log small.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
-from itertools import islice
-from typing import Any, NoReturn, Protocol, TypeVar
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
-from vstore import tree
 from vstore.catalog.base import (
     Applied,
     Identity,
     Outcome,
     Refused,
     Transaction,
-    check_preconditions,
-    check_transaction,
 )
+from vstore.catalog.conditions import check_preconditions, check_transaction
 from vstore.catalog.handover import refuse_moved
-from vstore.catalog.log_check import iter_log_damage
+from vstore.catalog.log_check import iter_log_damage, iter_view_damage
 from vstore.catalog.log_head import KEPT_RECORDS, Head, LogReader, Newest
+from vstore.catalog.log_pages import SpillStore, StaleStateError, StatePages, spill_surely
 from vstore.catalog.log_patience import Patience
 from vstore.catalog.log_probe import probe, sweep_probes
-from vstore.catalog.log_state import POLICY, EntriesView, LogView, apply, plan_spill, spill
-from vstore.catalog.state import Plan, decode_identity, encode_identity, find_damage, plan, plan_no_operation
+from vstore.catalog.log_state import EntriesView, LogView, apply
+from vstore.catalog.log_unsettled import Unsettled
+from vstore.catalog.log_upkeep import plan_gathering, write_tombstones
+from vstore.catalog.state import Plan, decode_identity, encode_identity, plan, plan_no_operation
 from vstore.clock import SYSTEM_CLOCK, Clock
 from vstore.errors import (
     AccessDeniedError,
@@ -44,7 +44,6 @@ from vstore.errors import (
     FormatError,
     InternalError,
     InvalidInputError,
-    MissingBlobError,
     ObjectExistsError,
     OutcomeUnknownError,
     OutOfSpaceError,
@@ -59,38 +58,13 @@ from vstore.format.log_record import (
     decode_log_object,
     encode_identity_object,
     encode_record,
-    encode_tombstone,
 )
-from vstore.format.page import Page, PageNames
-from vstore.format.record import OperationKind
-from vstore.format.refs import BlobRef
-from vstore.ids import TransactionId, new_nonce, new_transaction_id
+from vstore.ids import new_nonce
 from vstore.keys.objects import LATEST, REPO, log_name
 from vstore.storage.base import Storage, require_writable
-from vstore.tree import PageSink, PageStore
-from vstore.tree.writing import Change, update
+from vstore.tree import PageStore
 
-__all__ = ["LogCatalog", "SpillStore"]
-
-_MAX_UNSETTLED = 1024
-_SPILL_TRIES = 3
-_FEW_PACKS = 4
-"""A pack stays as long as one of its pages is needed: in more packs than this, most bytes are of pages that are not."""
-_MAX_PAGES_ANEW = 20_000
-"""More are not written anew at once: they are in memory then."""
-
-T = TypeVar("T")
-
-
-class SpillStore(PageStore, Protocol):
-    """Where the pages of large states are; pickles if the storage does."""
-
-    def write_pages(self) -> AbstractContextManager[PageSink]:
-        """Give a sink for one batch of pages; they are durable when the context ends without an error."""
-
-
-class StaleStateError(StorageError):
-    """The state that was being looked at is not the newest any more, and its pages were deleted: look again."""
+__all__ = ["LogCatalog", "SpillStore", "StaleStateError"]
 
 
 class LogCatalog:
@@ -102,7 +76,7 @@ class LogCatalog:
         self._clock = clock
         self._reader = LogReader(storage)
         self._seen = Newest()
-        self._unsettled: dict[TransactionId, int] = {}
+        self._unsettled = Unsettled()
         self._is_probed = False
 
     def __repr__(self) -> str:
@@ -214,7 +188,7 @@ class LogCatalog:
 
     def _pages_of(self, record: LogRecord) -> PageStore:
         """Return the pages of one state, which gc deletes when newer states have no use for them."""
-        return _StatePages(self._pages, lambda: self._resolve().record.root != record.root)
+        return StatePages(self._pages, lambda: self._resolve().record.root != record.root)
 
     @property
     def identity(self) -> Identity:
@@ -282,7 +256,7 @@ class LogCatalog:
         while True:
             outcome = self._try(transaction, patience, anew)
             if outcome is not None:
-                self._unsettled.pop(transaction.transaction, None)
+                self._unsettled.forget(transaction.transaction)
                 return outcome
             self._wait(patience, transaction)
 
@@ -294,7 +268,7 @@ class LogCatalog:
             done = view.find_transaction(transaction.transaction, transaction.since)
             if done is not None:
                 return Applied(done)
-            self._settle(transaction, head)
+            self._unsettled.settle(transaction.transaction, head.sequence)
             refusals = check_preconditions(view, transaction)
             if refusals and transaction.transaction not in self._unsettled:
                 return Refused(refusals, view.sequence, view.epoch)
@@ -319,11 +293,6 @@ class LogCatalog:
             return None
         return Applied(planned.operation) if landed and not refusals else None
 
-    def _settle(self, transaction: Transaction, head: Head) -> None:
-        """Forget a lost reply once the number that it was for is taken: by another, as `head` lacks this one."""
-        if self._unsettled.get(transaction.transaction, head.sequence + 1) <= head.sequence:
-            self._unsettled.pop(transaction.transaction, None)
-
     def _append(
         self,
         record: LogRecord,
@@ -334,14 +303,14 @@ class LogCatalog:
         anew: bool = False,
     ) -> bool:
         """Put the record that follows `record`; tell whether it is surely there, and be it by reading it back."""
-        new = self._spill_surely(apply(record, planned, new_nonce()), anew)
+        changed = apply(record, planned, new_nonce())
+        new = spill_surely(changed, self._pages_of(changed), self._pages, self._clock, anew=anew)
         data = encode_record(new)
         if len(data) > MAX_RECORD_BYTES:
             raise InternalError(f"a log record of {len(data)} bytes exceeds the format's limit")
-        before = None if transaction is None else self._unsettled.get(transaction.transaction)
+        before = None if transaction is None else self._unsettled.number(transaction.transaction)
         if transaction is not None:
-            # Before the request, so that an interrupt leaves the truth.
-            self._note_unsettled(transaction.transaction, new.sequence)
+            self._unsettled.note(transaction.transaction, new.sequence)
         try:
             self._storage.create(log_name(new.sequence), data)
         except (ObjectExistsError, OutcomeUnknownError) as error:
@@ -354,13 +323,13 @@ class LogCatalog:
                 if isinstance(found, Head):
                     self._seen.advance(found)
                 patience.note_loss()
-                self._restore_unsettled(transaction, before)
+                self._did_not_land(transaction, before)
                 if isinstance(found, Tombstone) and self._reader.read(found.head) is None:
                     raise _jump_error(self._storage) from error
                 return False
         except StorageError as error:
             # Surely not created, by the storage's contract.
-            self._restore_unsettled(transaction, before)
+            self._did_not_land(transaction, before)
             if not _may_pass(error):
                 raise
             patience.note_trouble(error)
@@ -368,33 +337,9 @@ class LogCatalog:
         self._acknowledge(Head(new, data, True))
         return True
 
-    def _spill_surely(self, record: LogRecord, anew: bool) -> LogRecord:
-        """Write the pages of a record; a pack of them whose outcome is unknown is written again, under a new name."""
-        patience = Patience(self._clock)
-        for tries_left in reversed(range(_SPILL_TRIES)):
-            try:
-                return self._spill(record, anew)
-            except OutcomeUnknownError as error:
-                if not tries_left:
-                    raise
-                patience.note_trouble(error)
-                patience.wait()
-        raise InternalError("unreachable")
-
-    def _spill(self, record: LogRecord, anew: bool) -> LogRecord:
-        changes = plan_spill(record)
-        if not changes and not anew:
-            return record
-        pages, root = self._pages_of(record), record.root
-        with self._pages.write_pages() as sink:
-            if anew:
-                replaced = {change.key for change in changes}
-                kept = [Change(e.key, e) for e in tree.iter_entries(pages, root) if e.key not in replaced]
-                every = sorted([*kept, *(c for c in changes if c.entry is not None)], key=lambda c: c.key)
-                root = update(pages, sink, None, every, POLICY)
-            else:
-                root = update(pages, sink, root, changes, POLICY)
-        return spill(record, changes, root)
+    def _did_not_land(self, transaction: Transaction | None, before: int | None) -> None:
+        if transaction is not None:
+            self._unsettled.restore(transaction.transaction, before)
 
     def _acknowledge(self, head: Head) -> None:
         self._seen.advance(head)
@@ -403,22 +348,6 @@ class LogCatalog:
             # A hint: it may be lost, damaged, or overtake a newer one.
             with contextlib.suppress(StorageError):
                 self._storage.write(LATEST, head.data, durable=False)
-
-    def _note_unsettled(self, transaction: TransactionId, sequence: int) -> None:
-        self._unsettled[transaction] = max(sequence, self._unsettled.get(transaction, -1))
-        while len(self._unsettled) > _MAX_UNSETTLED:
-            # Another thread may be at it too.
-            with contextlib.suppress(RuntimeError, StopIteration):
-                self._unsettled.pop(next(iter(self._unsettled)), None)
-
-    def _restore_unsettled(self, transaction: Transaction | None, before: int | None) -> None:
-        """Take back a note: that try surely did not land, but an earlier one may have."""
-        if transaction is None:
-            return
-        if before is None:
-            self._unsettled.pop(transaction.transaction, None)
-        else:
-            self._unsettled[transaction.transaction] = before
 
     def _wait(self, patience: Patience, transaction: Transaction) -> None:
         """Wait before the next try; if they are spent, raise what can be said."""
@@ -437,8 +366,8 @@ class LogCatalog:
         text = transaction.transaction.hex()
         raise CommitOutcomeUnknownError(
             f"{self._storage.url!r}: whether transaction {text} was applied as number "
-            f"{self._unsettled[transaction.transaction]} can't be told: the reply was lost, and the record may be "
-            "there or still arrive. Nothing was cleaned up; retry to find out"
+            f"{self._unsettled.number(transaction.transaction)} can't be told: the reply was lost, and the record may "
+            "be there or still arrive. Nothing was cleaned up; retry to find out"
             f"{f' (the last failure: {cause})' if cause else ''}.",
             transaction_id=text,
         ) from cause
@@ -447,29 +376,15 @@ class LogCatalog:
 
     def write_tombstones(self, keep: int = KEPT_RECORDS) -> int:
         """Replace records older than the newest `keep` by tombstones; return how many. May be cut off anywhere."""
-        head = self._resolve_surely()
-        written = 0
-        # Downwards, to stop where an earlier run began.
-        for sequence in range(head.sequence - max(keep, 1), -1, -1):
-            if not isinstance(self._reader.read(sequence), Head):
-                # Also where nothing is: the log began or went on behind a jump.
-                break
-            self._storage.write(log_name(sequence), encode_tombstone(Tombstone(sequence, head.sequence)))
-            written += 1
-        return written
+        return write_tombstones(self._storage, self._reader, self._resolve_surely(), keep)
 
     def tidy(self) -> None:
         """Write tombstones in place of old records, and pages that lie in many packs into one."""
         self.write_tombstones()
         with self.reading() as view:
-            since = view.sequence
-            pages = list(islice(view.iter_pages(), _MAX_PAGES_ANEW + 1))
-        packs = {ref.pack for ref in pages}
-        if len(packs) <= _FEW_PACKS or len(pages) > _MAX_PAGES_ANEW:
-            return
-        details = {"pages": len(pages), "packs": len(packs)}
-        kind, now = OperationKind.COMPACT, self._clock.now_us()
-        self._update(Transaction(new_transaction_id(), since, kind, now, "", (), (), details), anew=True)
+            gathering = plan_gathering(view, self._clock)
+        if gathering is not None:
+            self._update(gathering, anew=True)
 
     def sweep(self) -> None:
         sweep_probes(self._storage, self._clock)
@@ -489,11 +404,7 @@ class LogCatalog:
 
     def _view_damage(self) -> Iterator[str]:
         with self.reading() as view:
-            for _ in view.iter_snapshots():
-                pass
-            for _ in view.iter_sessions():
-                pass
-            yield from find_damage(view)
+            yield from iter_view_damage(view)
 
     def close(self) -> None:
         """Nothing is held; the storage is the caller's."""
@@ -517,31 +428,3 @@ def _exists_error(storage: Storage) -> RepositoryExistsError:
     return RepositoryExistsError(
         f"{storage.url!r} already holds a repository. Open it, or choose another location."
     )
-
-
-class _StatePages:
-    """The pages of one state: one that is gone because the catalog has moved on is told from one that is lost."""
-
-    def __init__(self, pages: PageStore, is_replaced: Callable[[], bool]) -> None:
-        self._pages = pages
-        self._is_replaced = is_replaced
-
-    def page(self, ref: BlobRef) -> Page:
-        return self._read(self._pages.page, ref)
-
-    def names(self, ref: BlobRef) -> PageNames:
-        return self._read(self._pages.names, ref)
-
-    def expect(self, refs: Iterable[BlobRef]) -> None:
-        self._pages.expect(refs)
-
-    def _read(self, read: Callable[[BlobRef], T], ref: BlobRef) -> T:
-        try:
-            return read(ref)
-        except MissingBlobError as error:
-            if not self._is_replaced():
-                raise
-            raise StaleStateError(
-                "the catalog has changed since it was looked at, and garbage collection deleted a page of the state "
-                "that was being read. Nothing was changed; try again."
-            ) from error

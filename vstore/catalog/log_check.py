@@ -1,4 +1,4 @@
-"""Looking for damage in a log's objects: the identity, the newest records, and gaps among the numbers."""
+"""Looking for damage in a log: the identity, the newest records, gaps among the numbers, and the state."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from array import array
 from collections.abc import Iterator
 
 from vstore.catalog.log_head import KEPT_RECORDS, Head, LogReader
+from vstore.catalog.log_state import LogView
+from vstore.catalog.state import find_damage
 from vstore.errors import CorruptionError, FormatError, ObjectNotFoundError, StorageError
 from vstore.format.log_record import MAX_RECORD_BYTES, Tombstone, decode_identity_object
 from vstore.keys.objects import LATEST, LOG_PREFIX, REPO, log_name, parse_log_name
@@ -75,6 +77,15 @@ def _is_jump(reader: LogReader, gap: range) -> bool:
     except FormatError:
         return False
     return isinstance(before, Tombstone) and before.head == gap.stop
+
+
+def iter_view_damage(view: LogView) -> Iterator[str]:
+    """Yield a sentence for each damage found in a state, of which every entry is read."""
+    for _ in view.iter_snapshots():
+        pass
+    for _ in view.iter_sessions():
+        pass
+    yield from find_damage(view)
 
 
 def _identity_damage(storage: Storage, head: Head) -> Iterator[str]:

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from itertools import islice
 
 from vstore.catalog.exported import Exported
-from vstore.catalog.log import SpillStore
 from vstore.catalog.log_head import Head, LogReader
+from vstore.catalog.log_pages import SpillStore
 from vstore.catalog.log_patience import Patience
 from vstore.catalog.log_state import (
     COLD_KEPT_BYTES,

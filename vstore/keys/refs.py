@@ -7,6 +7,8 @@ import re
 from vstore.errors import InvalidInputError
 from vstore.ids import is_snapshot_text
 
+MAIN = "main"
+"""The branch that every repository has."""
 MAX_REF_NAME_BYTES = 200
 
 _FORBIDDEN = re.compile(r"[\x00-\x20\x7f~^:?*\[\\|#%\"'<>]")

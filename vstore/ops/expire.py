@@ -32,8 +32,8 @@ from vstore.catalog.base import (
     SessionIs,
     Update,
     ValueIs,
-    matching_branches,
 )
+from vstore.catalog.conditions import matching_branches
 from vstore.clock import from_datetime, to_datetime
 from vstore.config import stored_retention
 from vstore.errors import ConflictError, CorruptionError, InvalidInputError

@@ -159,6 +159,19 @@ def test_a_handle_that_is_dropped_closes_its_connections(folder):
     assert os.listdir(folder) == [SQLITE_FILE]
 
 
+def test_a_handle_that_is_dropped_while_it_is_read_closes_its_connections(folder):
+    """As by a generator that was left half-way; Python complains of what was not closed, which fails the test."""
+    folder.mkdir()
+    catalog = create(folder)
+    reading = catalog.reading()
+    reading.__enter__()
+    in_a_circle = [catalog, reading]
+    in_a_circle.append(in_a_circle)
+    del catalog, reading, in_a_circle
+    gc.collect()
+    assert os.listdir(folder) == [SQLITE_FILE]
+
+
 def test_few_idle_connections_are_kept(catalog):
     views = [catalog.reading() for _ in range(12)]
     for view in views:

@@ -120,7 +120,7 @@ def test_what_was_sealed_for_a_try_that_failed_is_looked_for(repository: vstore.
     """The epoch of the session counts, not that of the try."""
     session = repository.writable_session("main")
     write(session, {"a/c/0": b"new" * 300})
-    request = session._request(OperationKind.COMMIT, "lost", b"{}", False)
+    request = session._draft.request(OperationKind.COMMIT, "lost", b"{}", False)
     prepare(repository.handle, session.tree, request)
     repository.garbage_collect(FUTURE)
     before = repository.lookup_branch("main")

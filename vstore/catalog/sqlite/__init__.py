@@ -19,9 +19,8 @@ from vstore.catalog.base import (
     Outcome,
     Refused,
     Transaction,
-    check_preconditions,
-    check_transaction,
 )
+from vstore.catalog.conditions import check_preconditions, check_transaction
 from vstore.catalog.sqlite.connection import Access, Connection, building, damage
 from vstore.catalog.sqlite.pool import Pool, find_trouble
 from vstore.catalog.sqlite.rows import (

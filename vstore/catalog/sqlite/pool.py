@@ -67,8 +67,9 @@ class Pool:
         self._lent: set[_Loan] = set()
         self._generation = 0
         self._is_forking = False
-        # Connections that are not closed warn when they are collected.
-        self._finalizer = weakref.finalize(self, _close_all, self._idle)
+        # Connections that are not closed warn when they are collected. Those of a generator that was dropped half-way
+        # may be collected together with the pool, before it could return them.
+        self._finalizer = weakref.finalize(self, _close_all, self._idle, self._lent)
 
     @property
     def access(self) -> Access:
@@ -170,6 +171,8 @@ class Pool:
         connection.roll_back()
         with self.gate:
             is_fit = not connection.is_broken and connection.access is self.access
+            # Not for a pool that is being collected itself.
+            is_fit = is_fit and self._finalizer.alive
             if is_fit and generation == self._generation and len(self._idle) < _MAX_IDLE:
                 self._idle.append(connection)
                 return
@@ -219,8 +222,10 @@ class Pool:
         self._start()
 
 
-def _close_all(connections: list[Connection]) -> None:
-    for connection in connections:
+def _close_all(idle: list[Connection], lent: set[_Loan]) -> None:
+    for connection in (*idle, *(loan.connection for loan in lent)):
+        if connection is None:
+            continue
         if connection.pid == os.getpid():
             connection.close()
         else:

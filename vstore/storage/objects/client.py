@@ -85,7 +85,11 @@ class Client:
                     return result
             if wait_s is None:
                 assert refusal is not None
-                raise refusal from refusal.__cause__
+                try:
+                    raise refusal from refusal.__cause__
+                finally:
+                    # Or it would hold this frame, which holds it: all that the callers have in memory would stay.
+                    del refusal
             self._clock.sleep(wait_s)
 
     def _wait_s(self, tries: Tries, error: Exception, repeats: bool) -> float | None:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 from vstore import leases
 from vstore.clock import from_datetime
 from vstore.errors import InvalidInputError
-from vstore.handle import Handle
 from vstore.leases import SessionInfo
+from vstore.repository.opened import Opened
 from vstore.twins import async_twin
 
 if TYPE_CHECKING:
@@ -29,11 +29,8 @@ if TYPE_CHECKING:
     from vstore.transfer.replicate import CopyReport
 
 
-class Maintenance:
+class Maintenance(Opened):
     """What a `Repository` can do for itself."""
-
-    _handle: Handle
-    _default_metadata: dict[str, Any]
 
     # --- deleting --------------------------------------------------------------------------------------------
 

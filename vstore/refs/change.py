@@ -1,0 +1,203 @@
+"""Changes of refs and values: decided on a view of the catalog, applied under preconditions that say what was seen.
+
+`apply` decides anew where only something passing moved meanwhile, finds out about an earlier try whose outcome was
+unknown, and says what a refusal means. Leases, merges and registrations are applied by it too. Below: `handle`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, NoReturn, TypeAlias
+
+import msgspec
+
+from vstore.catalog.base import (
+    ABSENT,
+    Absent,
+    Applied,
+    CatalogView,
+    CloseSession,
+    DropRef,
+    NameUnused,
+    OpenSession,
+    Precondition,
+    RefIs,
+    Refusal,
+    Retained,
+    SessionIs,
+    SetRef,
+    SetValue,
+    Transaction,
+    Update,
+    ValueIs,
+    settle,
+)
+from vstore.errors import (
+    CommitOutcomeUnknownError,
+    ConflictError,
+    InternalError,
+    RefExistsError,
+    RefNotFoundError,
+    SnapshotExpiredError,
+    StorageError,
+)
+from vstore.format.record import Operation, OperationKind
+from vstore.handle import Handle, require_online
+from vstore.ids import SnapshotId, new_transaction_id
+
+_TRIES = 20
+
+
+class Change(msgspec.Struct, frozen=True):
+    """What a transaction should do, as decided on one view."""
+
+    kind: OperationKind
+    preconditions: tuple[Precondition, ...]
+    updates: tuple[Update, ...]
+    details: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+_PASSING = (ValueIs, Retained, SessionIs)
+Plan: TypeAlias = Callable[[CatalogView], Change | Operation]
+"""Decides on a view what to do; an operation says that there is nothing to do, and is what `apply` returns."""
+
+
+def apply(handle: Handle, plan: Plan, *, request: Hashable = None) -> Operation:
+    """Apply what `plan` decides, or raise what its refusal means.
+
+    If only a value moved meanwhile (status, protection, settings), a snapshot expired, or a session's registration
+    changed, `plan` decides anew. `request` says what is asked for: if that was in doubt, this finds out first, and
+    does nothing more if it was applied and still holds.
+    """
+    handle.catalog.check_writable()
+    done = None if request is None else settled(handle, request)
+    if done is not None:
+        return done
+    for tries_left in reversed(range(_TRIES)):
+        with handle.catalog.reading() as view:
+            change = plan(view)
+            if isinstance(change, Operation):
+                return change
+            online = () if change.kind == OperationKind.SET_STATUS else (require_online(view),)
+            since = view.sequence
+        transaction = Transaction(
+            new_transaction_id(),
+            since,
+            change.kind,
+            handle.clock.now_us(),
+            handle.author,
+            (*online, *change.preconditions),
+            change.updates,
+            change.details,
+        )
+        try:
+            outcome = handle.catalog.update(transaction)
+        except (CommitOutcomeUnknownError, KeyboardInterrupt):
+            if request is not None:
+                handle.doubts.note(request, transaction)
+            raise
+        if isinstance(outcome, Applied):
+            return outcome.operation
+        lasting = [each for each in outcome.refusals if not isinstance(each.precondition, _PASSING)]
+        if lasting or not tries_left:
+            _raise_refusal((lasting or outcome.refusals)[0], change.kind)
+    raise InternalError("unreachable")
+
+
+def settled(handle: Handle, request: Hashable, *, must_hold: bool = True) -> Operation | None:
+    """Return the operation of an earlier call for the same, if it was in doubt and was applied.
+
+    With `must_hold` only if what it did is still so.
+    """
+    doubtful = handle.doubts.get(request)
+    if doubtful is None:
+        return None
+    done = settle(handle.catalog, doubtful)
+    handle.doubts.forget(request, doubtful)
+    if done is None or not must_hold:
+        return done
+    with handle.catalog.reading() as view:
+        return done if all(_holds(view, update) for update in doubtful.updates) else None
+
+
+def _holds(view: CatalogView, update: Update) -> bool:
+    match update:
+        case SetRef(kind, name, snapshot):
+            return view.ref(kind, name) == snapshot
+        case DropRef(kind, name):
+            return view.ref(kind, name) is None
+        case SetValue(name, value):
+            return view.value(name) == value
+        case OpenSession(entry):
+            return view.session(entry.session) == entry
+        case CloseSession(session):
+            return view.session(session) is None
+        case _:
+            return True
+
+
+def _raise_refusal(refusal: Refusal, kind: OperationKind) -> NoReturn:
+    match refusal.precondition:
+        case RefIs(ref_kind, name, expected):
+            _raise_moved(f"{ref_kind.name.lower()} {name!r}", expected, refusal.found, kind)
+        case NameUnused(_, name):
+            raise RefExistsError(
+                f"a deleted tag was called {name!r}, and its name stays taken. Choose another, or pass force=True."
+            )
+        case Retained(snapshots):
+            raise SnapshotExpiredError(f"snapshot {snapshots[0].hex()} has expired meanwhile.")
+        case ValueIs(name, _):
+            raise ConflictError(f"the repository's {name} was changed by somebody else meanwhile. Try again.")
+        case other:
+            raise StorageError(f"the change was refused ({type(other).__name__}); try again.")
+
+
+def _raise_moved(noun: str, expected: SnapshotId | Absent, found: object, kind: OperationKind) -> NoReturn:
+    wanted = None if isinstance(expected, Absent) else expected.hex()
+    actual = found.hex() if isinstance(found, bytes) else None
+    if kind not in (OperationKind.UNDO, OperationKind.RESTORE):
+        if wanted is None:
+            raise RefExistsError(f"there is a {noun} already; choose another name.")
+        if actual is None:
+            raise RefNotFoundError(f"{noun} was deleted meanwhile.")
+    raise ConflictError(
+        f"{noun} holds {actual or 'nothing'}, not {wanted or 'nothing'}. Look at it, then decide.",
+        expected_parent=wanted,
+        actual_parent=actual,
+    )
+
+
+def set_value(
+    handle: Handle,
+    kind: OperationKind,
+    name: str,
+    change: Callable[[bytes | None], bytes],
+    *,
+    request: Hashable = None,
+) -> bytes:
+    """Replace a value of the catalog by what `change` makes of it, by compare-and-swap, and return the new one.
+
+    `request` is as in `apply`.
+    """
+    made: bytes | None = None
+
+    def plan(view: CatalogView) -> Change:
+        nonlocal made
+        old = view.value(name)
+        made = change(old)
+        return replacement(kind, name, old, made)
+
+    apply(handle, plan, request=None if request is None else (kind, name, request))
+    if made is None:
+        # An earlier call, whose outcome was unknown, had done it.
+        with handle.catalog.reading() as view:
+            made = view.value(name)
+    return made or b""
+
+
+def replacement(
+    kind: OperationKind, name: str, old: bytes | None, new: bytes, details: Mapping[str, Any] | None = None
+) -> Change:
+    """Return the change that replaces a value of the catalog, if it is still `old`."""
+    expected: bytes | Absent = ABSENT if old is None else old
+    return Change(kind, (ValueIs(name, expected),), (SetValue(name, new),), dict(details or {}))
