@@ -19,12 +19,13 @@ from vstore.errors import (
     InternalError,
     InvalidInputError,
     MergeConflictError,
+    NotFoundError,
     NothingToCommitError,
     RefNotFoundError,
     SnapshotExpiredError,
     UnrelatedHistoriesError,
 )
-from vstore.format.record import OperationKind, RefKind, SnapshotEntry
+from vstore.format.record import Operation, OperationKind, RefKind, SnapshotEntry
 from vstore.handle import Handle
 from vstore.history import (
     find_snapshot,
@@ -34,7 +35,7 @@ from vstore.history import (
     require_entry,
     require_retained,
 )
-from vstore.ids import is_snapshot_text
+from vstore.ids import SnapshotId, is_snapshot_text
 from vstore.merge.conflicts import CLASHED, Conflict, ConflictType, Decision, UseValue, VersionSelection
 from vstore.merge.solvers import SolverSpec, make_solver
 from vstore.merge.three_way import merge_trees
@@ -104,7 +105,7 @@ def merge(
                 return head.id.hex()
             is_ahead = is_ancestor(view, head, source)
         if is_ahead and fast_forward and not request.squash:
-            _fast_forward(handle, request, head, source)
+            _fast_forward(handle, request, head, source, asked)
             return source.id.hex()
         message = f"Merge {request.source!r} into {request.into!r}" if text.message is None else text.message
         says = CommitText(message, text.metadata)
@@ -112,9 +113,9 @@ def merge(
             return _commit(handle, session, says, asked)
 
     asked = ("merge", request.source, request.into, request.squash)
+    # Where there is more to take in by now, that is merged.
     landed = _landed(handle, asked, request.into, request.source, "merged")
-    # What a merge with two parents took in is seen in the branch; there may be more to take in by now.
-    return landed if landed and request.squash else _until_the_branch_stands_still(attempt)
+    return landed or _until_the_branch_stands_still(attempt)
 
 
 def merge_session(handle: Handle, request: MergeRequest, defaults: Mapping[str, Any]) -> Session:
@@ -143,7 +144,9 @@ def _ends(view: CatalogView, request: MergeRequest) -> tuple[SnapshotEntry, Snap
     return head, find_source(view, request.source)
 
 
-def _fast_forward(handle: Handle, request: MergeRequest, head: SnapshotEntry, source: SnapshotEntry) -> None:
+def _fast_forward(
+    handle: Handle, request: MergeRequest, head: SnapshotEntry, source: SnapshotEntry, asked: Hashable
+) -> None:
     branch = RefKind.BRANCH, request.into
     change = Change(
         OperationKind.MERGE,
@@ -151,7 +154,7 @@ def _fast_forward(handle: Handle, request: MergeRequest, head: SnapshotEntry, so
         (SetRef(*branch, source.id),),
         {"merged": source.id.hex()},
     )
-    apply(handle, lambda view: change)
+    apply(handle, lambda view: change, request=asked)
 
 
 def _commit(handle: Handle, session: Session, text: CommitText, asked: Hashable) -> str:
@@ -169,19 +172,27 @@ def _landed(handle: Handle, asked: Hashable, branch: str, source: str, detail: s
     """Return the snapshot that an earlier call for the same made, if its outcome was unknown and it landed.
 
     Only if the branch still has it, and `source` means what it meant then, by the operation's `detail`. A name that
-    was moved by the snapshot itself, as when a branch's own head was reverted, still does.
+    was moved by the snapshot itself, as when a branch's own head was reverted, or that is gone, still does.
     """
-    done = settled(handle, asked, must_hold=False)
-    made = None if done is None else next((each.after for each in done.changes if each.after), None)
-    if done is None or made is None:
-        return None
-    with handle.catalog.reading() as view:
+
+    def lasts(view: CatalogView, done: Operation) -> bool:
+        made = _made(done)
         entry, head = view.snapshot(made), view.ref(RefKind.BRANCH, branch)
         if entry is None or head is None or not is_ancestor(view, entry, require_entry(view, head)):
-            return None
-        now = find_source(view, source)
-        means_the_same = now.id.hex() == done.details.get(detail) or is_ancestor(view, entry, now)
-    return made.hex() if means_the_same else None
+            return False
+        try:
+            now = find_source(view, source)
+        except NotFoundError:
+            return True
+        return now.id.hex() == done.details.get(detail) or is_ancestor(view, entry, now)
+
+    done = settled(handle, asked, lasts)
+    return None if done is None else _made(done).hex()
+
+
+def _made(done: Operation) -> SnapshotId:
+    """Return what a merge, pick or revert put into its branch."""
+    return next(change.after for change in done.changes if change.after)
 
 
 def _until_the_branch_stands_still(attempt: Callable[[], str]) -> str:

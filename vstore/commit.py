@@ -19,7 +19,6 @@ from vstore.blobs.uploads import UploadTries
 from vstore.blobs.writer import BlobWriter
 from vstore.catalog.base import (
     ABSENT,
-    PROTECTED,
     Absent,
     AddSnapshot,
     Applied,
@@ -52,7 +51,7 @@ from vstore.format.envelope import BlobKind
 from vstore.format.page import Child
 from vstore.format.record import HistoryEntry, OperationKind, PackMark, RefKind, SnapshotEntry, relocations
 from vstore.format.snapshot import Snapshot, encode_snapshot
-from vstore.handle import Handle, require_online
+from vstore.handle import Handle, require_online, require_unprotected
 from vstore.history import jump_target
 from vstore.ids import PackId, SessionId, SnapshotId, TransactionId, new_transaction_id
 from vstore.keys.objects import pack_name
@@ -77,8 +76,8 @@ class CommitRequest:
 
     `expected` is what the branch must hold; `parents` are the new snapshot's, which differ from it in a merge and in an
     amend, where they may have expired. `sources` are other snapshots whose blobs the new one points at. `conditions`
-    must hold too. `epoch` is the catalog's when the session began: if it moved, a pack that was sealed since then may
-    have been deleted. `encode` makes the metadata.
+    must hold too: that the branch is not protected, where it is not moved forward. `epoch` is the catalog's when the
+    session began: if it moved, a pack that was sealed since then may have been deleted. `encode` makes the metadata.
     """
 
     kind: OperationKind
@@ -215,12 +214,12 @@ def publish(handle: Handle, prepared: Prepared, registered: SessionId | None = N
     `CommitOutcomeUnknownError` if the storage can't tell.
     """
     request = prepared.request
-    epoch, online = prepared.epoch, prepared.online
+    epoch, online, guards = prepared.epoch, prepared.online, request.conditions
     if epoch != request.epoch:
         # A collector moved since the session began, which may have sealed packs before this commit.
         _check_present(handle, prepared.packs)
     for _ in range(_EPOCH_TRIES):
-        conditions = (online, EpochIs(epoch), *_preconditions(prepared, registered))
+        conditions = (online, EpochIs(epoch), *guards, *_preconditions(prepared, registered))
         outcome = handle.catalog.update(
             transaction_of(prepared, handle.author, conditions, _updates(prepared, registered))
         )
@@ -228,7 +227,7 @@ def publish(handle: Handle, prepared: Prepared, registered: SessionId | None = N
             return prepared.entry.id
         _raise_refusal(outcome, prepared)
         with handle.catalog.reading() as view:
-            online, found = require_online(view), view.epoch
+            online, found, guards = require_online(view), view.epoch, _guards(view, request)
         if found != epoch:
             # A collector moved since the packs were written: what it may have deleted must be looked at.
             _check_present(handle, prepared.packs)
@@ -237,6 +236,13 @@ def publish(handle: Handle, prepared: Prepared, registered: SessionId | None = N
         f"the commit gave up after {_EPOCH_TRIES} tries, as garbage collection kept moving. Nothing was changed; "
         "commit again."
     )
+
+
+def _guards(view: CatalogView, request: CommitRequest) -> tuple[Precondition, ...]:
+    """Return the conditions of `request` by what is there now: other branches may have been protected."""
+    if not request.conditions or request.branch is None:
+        return ()
+    return (require_unprotected(view, request.branch),)
 
 
 def settle(handle: Handle, prepared: Prepared) -> bool:
@@ -270,7 +276,6 @@ def _preconditions(prepared: Prepared, registered: SessionId | None) -> tuple[An
     conditions: list[Any] = [
         Retained((*built_on, *request.sources)),
         PacksUsable(prepared.packs),
-        *request.conditions,
     ]
     if request.branch is not None:
         conditions.append(RefIs(RefKind.BRANCH, request.branch, request.expected))
@@ -330,10 +335,6 @@ def _raise_refusal(outcome: Outcome, prepared: Prepared) -> None:
                     f"snapshot {gone}, on which this session's changes are built, has expired. Nothing was "
                     "committed; run the writes again in a new session."
                 )
-            case ValueIs(name) if name == PROTECTED:
-                raise ConflictError(
-                    "the protection of branches was changed meanwhile. Nothing was committed; try again."
-                )
             case PacksUsable():
                 assert isinstance(found, list)
                 deleted = [state.pack for state in found if state.mark == PackMark.DELETING]
@@ -343,7 +344,7 @@ def _raise_refusal(outcome: Outcome, prepared: Prepared) -> None:
                     "this session was abandoned by an explicit call. Nothing was committed; start a new session."
                 )
             case _:
-                # The epoch or the status moved: look again.
+                # The epoch, the status or the protection of branches moved: look again.
                 continue
 
 

@@ -81,11 +81,12 @@ def take(
         lease = found._replace(expires_us=max(found.expires_us, now_us + duration_us))
         return Change(OperationKind.OPEN_SESSION, (retained, SessionIs(found)), (OpenSession(lease),))
 
-    apply(handle, plan, request=(OperationKind.OPEN_SESSION, lease_id, duration))
-    if lease is None:
-        # An earlier call, whose outcome was unknown, had taken it.
-        with handle.catalog.reading() as view:
-            lease = view.session(lease_id)
+    request = (OperationKind.OPEN_SESSION, lease_id, duration)
+    doubtful = handle.doubts.get(request)
+    apply(handle, plan, request=request)
+    if lease is None and doubtful is not None:
+        # An earlier call, whose outcome was unknown, had taken it. Nothing is asked for, which could fail.
+        lease = next(update.entry for update in doubtful.updates if isinstance(update, OpenSession))
     if lease is None:
         raise _ended(lease_id)
     return lease

@@ -13,8 +13,9 @@ from vstore.catalog.base import Catalog, CatalogView, Identity, Outcome, Transac
 from vstore.catalog.location import open_catalog
 from vstore.catalog.log import LogCatalog
 from vstore.config import RepositoryConfig
-from vstore.errors import CommitOutcomeUnknownError, OutcomeUnknownError
+from vstore.errors import CommitOutcomeUnknownError, OutcomeUnknownError, StorageError
 from vstore.handle import Handle
+from vstore.ids import TransactionId
 from vstore.storage.location import open_storage
 from vstore.testing.faults import FaultPlan, FaultyStorage
 from vstore.testing.interleave import InterleavedCatalog, Interleaving
@@ -26,6 +27,7 @@ class FaultyCatalog:
     def __init__(self, inner: Catalog, plan: FaultPlan) -> None:
         self.inner = inner
         self.plan = plan
+        self._in_doubt: set[TransactionId] = set()
 
     @property
     def identity(self) -> Identity:
@@ -44,13 +46,19 @@ class FaultyCatalog:
         self.inner.check_writable()
 
     def update(self, transaction: Transaction) -> Outcome:
+        asked = transaction.transaction
         try:
-            return self.plan.run(
+            outcome = self.plan.run(
                 "update", transaction.kind.name, lambda: self.inner.update(transaction), makes=True
             )
-        except OutcomeUnknownError as error:
-            text = transaction.transaction.hex()
-            raise CommitOutcomeUnknownError(error.message, transaction_id=text) from error
+        except StorageError as error:
+            if isinstance(error, OutcomeUnknownError):
+                self._in_doubt.add(asked)
+            if asked not in self._in_doubt:
+                raise
+            raise CommitOutcomeUnknownError(error.message, transaction_id=asked.hex()) from error
+        self._in_doubt.discard(asked)
+        return outcome
 
     def check(self) -> list[str]:
         return self.inner.check()

@@ -7,6 +7,7 @@ copy as it was, or the new one; the next call finishes either.
 from __future__ import annotations
 
 import gc
+import itertools
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -326,3 +327,54 @@ def _failed_read(
     assert _look(target) in (None, expected)
     repository.copy_to(target, verify=True)
     assert _look(target) == expected
+
+
+# --- damage on the way -----------------------------------------------------------------------------------------
+
+
+def damage_replies(step: int, *, is_update: bool) -> None:
+    """Let replies of the source, then of the target, be damaged on their way: the copy is whole all the same."""
+    with quick_folder() as folder:
+        place = Place.new("memory", folder)
+        furnish(place, 4).close()
+        of_source, of_target = FaultPlan(), FaultPlan()
+        with open_faulty(place, of_source) as repository:
+            old = ObjectStorage(MemoryStore())
+            if is_update:
+                repository.copy_to(old)
+                commit(repository, {"later": bytes(3000), "a/c/1": bytes(1000)})
+            start, expected = _contents_of_store(old), contents_of(repository)
+
+            def copy() -> None:
+                target = _store_with(start)
+                CACHE.clear()
+                repository.copy_to(FaultyStorage(target, of_target))
+                of_source.disarm()
+                CACHE.clear()
+                assert _look(target) == expected
+
+            for plan in (of_source, of_target):
+                for number in itertools.count(0, step):
+                    for fault in (Fault.CORRUPT, Fault.TRUNCATE):
+                        of_source.reset()
+                        of_target.reset()
+                        plan.inject(number, fault)
+                        try:
+                            copy()
+                        except BaseException as error:
+                            error.add_note(f"request {number} of {plan.requests}, {fault}")
+                            raise
+                    if number >= len(plan.requests):
+                        break
+                assert number > 10, "the plan does not see the requests"
+
+
+@pytest.mark.parametrize("is_update", [False, True])
+def test_some_replies_of_a_copy_are_damaged_on_their_way(is_update: bool) -> None:
+    damage_replies(7, is_update=is_update)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("is_update", [False, True])
+def test_each_reply_of_a_copy_is_damaged_on_its_way(is_update: bool) -> None:
+    damage_replies(1, is_update=is_update)

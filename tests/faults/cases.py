@@ -68,6 +68,22 @@ def iter_cases(requests: Sequence[Exchange]) -> Iterator[Case]:
             yield Case(number, fault, outage, lands_first=False)
 
 
+def sample_pairs(requests: Sequence[Exchange], count: int, seed: str) -> list[tuple[Case, Case]]:
+    """Return so many pairs of quick cases without an outage, the second of a later request or one that is new.
+
+    After a fault there are more requests than without: the second may be one of those.
+    """
+    chance = random.Random(seed)
+    quick = [fault for fault in FAULTS if is_quick(fault)]
+    pairs = []
+    for _ in range(count):
+        first = chance.randrange(len(requests))
+        second = first + chance.randint(1, 6)
+        one, other = (Case(number, chance.choice(quick)) for number in (first, second))
+        pairs.append((one._replace(lands_first=chance.random() < 0.5), other))
+    return pairs
+
+
 def sample(items: Sequence[T], count: int, seed: str) -> list[T]:
     """Return so many of the items, always the same for the same `seed`."""
     return random.Random(seed).sample(items, min(count, len(items)))

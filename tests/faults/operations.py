@@ -126,6 +126,12 @@ def _save_config(repository: vstore.Repository, site: Site, folder: str) -> Act:
     return changed.save_config
 
 
+def _unprotect(repository: vstore.Repository, site: Site, folder: str) -> Act:
+    with site.open(folder) as other:
+        other.protect_branch("release")
+    return lambda: repository.unprotect_branch("release")
+
+
 def _lease(repository: vstore.Repository, site: Site, folder: str) -> Act:
     session = repository.readonly_session("main")
     return lambda: session.renew_lease(timedelta(days=1))
@@ -155,8 +161,14 @@ OPERATIONS = {
     "set metadata": Operation(lambda repository, *_: lambda: repository.set_metadata({"a": 1})),
     "update metadata": Operation(lambda repository, *_: lambda: repository.update_metadata({"b": 2})),
     "undo": Operation(lambda repository, *_: lambda: repository.undo()),
+    "restore": Operation(lambda repository, *_: lambda: repository.restore(1)),
+    "unprotect": Operation(_unprotect),
+    "set status": Operation(lambda repository, *_: lambda: repository.set_status("online", reason="as ever")),
     "merge": Operation(lambda repository, *_: lambda: repository.merge("side")),
     "cherry-pick": Operation(lambda repository, *_: lambda: repository.cherry_pick("side")),
+    "merge squashed": Operation(lambda repository, *_: lambda: repository.merge("side", squash=True)),
+    "fast-forward": Operation(lambda repository, *_: lambda: repository.merge("main", into="old")),
+    "revert": Operation(lambda repository, *_: lambda: repository.revert("main")),
     "lease": Operation(_lease),
     "end lease": Operation(_end_lease),
     "expire": Operation(

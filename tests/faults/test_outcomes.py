@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from tests.faults.cases import Case, iter_cases, sample
+from tests.faults.cases import Case, iter_cases, sample, sample_pairs
 from tests.faults.operations import OPERATIONS
 from tests.faults.site import Site
 from tests.faults.trial import run_cleanly, try_fault
@@ -87,6 +87,30 @@ def test_a_sample_of_every_operation(ministack: Site, name: str) -> None:
 def test_a_sample_on_azure(azurite: Site, name: str) -> None:
     quick = [case for case in iter_cases(run_cleanly(azurite, name).requests) if case.is_quick]
     try_all(azurite, name, sample(quick, SAMPLED, f"azure {name}"))
+
+
+def try_pairs(site: Site, name: str, count: int) -> None:
+    for number, (one, other) in enumerate(sample_pairs(run_cleanly(site, name).requests, count, name)):
+        try_fault(
+            site,
+            name,
+            one.number,
+            one.fault,
+            lands_first=one.lands_first,
+            collects=number % COLLECTED == 0,
+            second=(other.number, other.fault),
+        )
+
+
+def test_two_faults_in_one_commit(ministack: Site) -> None:
+    try_pairs(ministack, "commit", 8)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("kind", ["ministack", "azurite"])
+def test_pairs_of_faults(request: pytest.FixtureRequest, kind: str, name: str) -> None:
+    try_pairs(request.getfixturevalue(kind), name, 150)
 
 
 @pytest.mark.deep

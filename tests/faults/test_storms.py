@@ -21,7 +21,7 @@ from vstore.testing.proxy import DROP_AFTER, DROP_BEFORE, Exchange, NetworkFault
 pytestmark = pytest.mark.server
 
 QUICK = tuple(filter(is_quick, FAULTS))
-MAX_TRIES = 60
+MAX_TRIES = 200
 IN_DOUBT = 5
 """One record in so many."""
 

@@ -19,6 +19,7 @@ from vstore.catalog.base import VALUE_NAMES
 from vstore.format.record import OperationKind, RefKind
 from vstore.keys.objects import PACK_PREFIX
 from vstore.ops.fsck import check
+from vstore.storage.objects import ObjectStorage
 from vstore.storage.objects.options import RequestOptions
 from vstore.testing.proxy import DROP_BEFORE, Exchange, NetworkFault
 
@@ -78,13 +79,12 @@ class Trial:
         site: Site,
         operation: Operation,
         clean: Clean | None = None,
-        options: RequestOptions = OPTIONS,
     ) -> None:
         self.site = site
         self.operation = operation
         site.proxy.reset()
         self.folder, _ = site.copy(operation.original)
-        self.repository = site.open(self.folder, through_proxy=True, options=options)
+        self.repository = site.open(self.folder, through_proxy=True)
         self.repository.handle.catalog._is_probed = not operation.probes
         self.act: Act = operation.prepare(self.repository, site, self.folder)
         self.before = look(site, self.folder) if clean is None else clean.before
@@ -98,6 +98,16 @@ class Trial:
     def __exit__(self, *exception: object) -> None:
         self.site.proxy.reset()
         self.repository.close()
+
+    def be(self, options: RequestOptions) -> None:
+        """Let the handle wait as long as `options` say from now on.
+
+        Only a fault is met impatiently: on a busy machine any request may take longer than that.
+        """
+        storage = self.repository.handle.storage
+        assert isinstance(storage, ObjectStorage)
+        storage._client._options = options
+        storage._client._rebuilt.clear()
 
     def try_it(self) -> vstore.VStoreError | None:
         """Run it; return what it raised. Anything that is not an error of ours is a defect."""
@@ -167,16 +177,21 @@ def try_fault(
     outage: bool = False,
     lands_first: bool = True,
     collects: bool = True,
+    second: tuple[int, NetworkFault] | None = None,
 ) -> str:
     """Run an operation whose request `number` meets `fault`, and return what became of it, in words.
 
     In an `outage` all requests after that one are dropped until the operation gives up. What is held lands right after
-    the error, or, without `lands_first`, when the operation has been asked for again.
+    the error, or, without `lands_first`, when the operation has been asked for again. Another request may meet a
+    `second` fault.
     """
     clean = run_cleanly(site, name)
     operation = OPERATIONS[name]
-    with Trial(site, operation, clean, OPTIONS if is_quick(fault) else IMPATIENT) as trial:
+    with Trial(site, operation, clean) as trial:
+        trial.be(OPTIONS if is_quick(fault) else IMPATIENT)
         site.proxy.inject(fault, nth=number)
+        if second is not None:
+            site.proxy.inject(second[1], nth=second[0])
         if outage:
             site.proxy.choose(lambda _: DROP_BEFORE if len(site.proxy.exchanges) > number + 1 else None)
         try:
@@ -186,7 +201,8 @@ def try_fault(
                 f"{n}: {each.method} {each.path} {each.status} {each.server_status} {each.fault or ''}"
                 for n, each in enumerate(site.proxy.exchanges)
             )
-            error.add_note(f"{name} with request {number} {fault}, {outage=} {lands_first=}\n{log}")
+            then = "" if second is None else f", then request {second[0]} {second[1]}"
+            error.add_note(f"{name} with request {number} {fault}{then}, {outage=} {lands_first=}\n{log}")
             raise
 
 
@@ -195,6 +211,7 @@ def _judge(site: Site, trial: Trial, clean: Clean, lands_first: bool, collects: 
     error = trial.try_it()
     outcome = _name(trial, error)
     site.proxy.clear()
+    trial.be(OPTIONS)
     if lands_first:
         site.proxy.release()
     landed = trial.has_landed(clean)

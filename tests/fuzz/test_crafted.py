@@ -423,6 +423,17 @@ def test_schemas_that_compute(tmp_path: Path, statement: str) -> None:
         vstore.Repository.open(folder)
 
 
+@pytest.mark.parametrize("space", [1, 6, 99])
+def test_a_row_with_a_long_key_is_named_in_short(tmp_path: Path, space: int) -> None:
+    folder = tmp_path / "repository"
+    vstore.Repository.create(folder, catalog="sqlite").close()
+    with closing(sqlite3.connect(folder / "catalog.sqlite")) as database, database:
+        database.execute("INSERT INTO state VALUES (?, ?, x'00', 1)", (space, b"k" * MIB))
+    error = use(folder, "look")
+    assert isinstance(error, CorruptionError)
+    assert b"k" * 100 in error.message.encode()
+
+
 def test_a_table_that_is_an_endless_view(tmp_path: Path) -> None:
     folder = tmp_path / "repository"
     vstore.Repository.create(folder, catalog="sqlite").close()

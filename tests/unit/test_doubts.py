@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 from collections.abc import Callable
 from datetime import timedelta
@@ -47,6 +48,18 @@ def _lease(repository: vstore.Repository) -> Callable[[], object]:
     return lambda: session.renew_lease(timedelta(days=1))
 
 
+def _commit(repository: vstore.Repository) -> Callable[[], object]:
+    session = repository.writable_session("main")
+    session.tree_for_writing().set("mine", b"m")
+    return lambda: session.commit("in doubt", rebase_with="fail")
+
+
+def _amend(repository: vstore.Repository) -> Callable[[], object]:
+    session = repository.writable_session("main")
+    session.tree_for_writing().set("mine", b"m")
+    return lambda: session.amend("in doubt")
+
+
 def _abandon(repository: vstore.Repository) -> Callable[[], object]:
     lease = repository.readonly_session("main", lease=timedelta(days=1)).lease
     assert lease is not None
@@ -73,22 +86,31 @@ ASKED: dict[str, Ask] = {
     "revert": lambda repository: lambda: repository.revert("main"),
     "lease": _lease,
     "abandon": _abandon,
+    "commit": _commit,
+    "amend": _amend,
 }
 
 
 class RecordInDoubt(FaultPlan):
-    """The first log record meets a fault, and nothing goes through after it, until `mend`."""
+    """The first log record meets a fault, and nothing goes through after it, until `mend`.
+
+    After that the request fails before which there were `passing` others.
+    """
 
     def __init__(self, fault: Fault) -> None:
         super().__init__()
         self.fault = fault
         self.is_broken = self.is_mended = False
+        self.passing: int | None = None
 
     def mend(self) -> None:
         self.is_mended = True
 
     def _count(self, method: str, name: str) -> Fault | None:
         super()._count(method, name)
+        if self.is_mended and self.passing is not None:
+            self.passing -= 1
+            return Fault.NOT_APPLIED if self.passing == -1 else None
         if self.is_mended:
             return None
         if self.is_broken:
@@ -160,6 +182,72 @@ def test_what_did_not_last_is_done_anew(place: Place) -> None:
             ask()
 
 
+MOVED_ON: dict[str, tuple[Ask, Callable[[vstore.Repository], object]]] = {
+    "create branch": (_create_branch, lambda other: _commit_to(other, "new")),
+    "create tag": (_create_tag, lambda other: other.delete_tag("new")),
+    "delete branch": (
+        lambda repository: lambda: repository.delete_branch("old"),
+        lambda other: other.create_branch("old", other.lookup_branch("main")),
+    ),
+    "delete tag": (
+        lambda repository: lambda: repository.delete_tag("v1"),
+        lambda other: other.create_tag("v1", other.lookup_branch("main"), force=True),
+    ),
+    "reset branch": (_reset, lambda other: _commit_to(other, "main")),
+    "reset whatever there is": (
+        lambda repository: lambda: repository.reset_branch("main", repository.lookup_tag("v1")),
+        lambda other: _commit_to(other, "main"),
+    ),
+    "undo": (lambda repository: repository.undo, lambda other: _commit_to(other, "main")),
+    "restore": (
+        lambda repository: lambda: repository.restore(1),
+        lambda other: _commit_to(other, "main"),
+    ),
+    "fast-forward": (
+        lambda repository: lambda: repository.merge("main", into="old"),
+        lambda other: _commit_to(other, "old"),
+    ),
+    "protect": (
+        lambda repository: lambda: repository.protect_branch("old"),
+        lambda other: other.unprotect_branch("old"),
+    ),
+    "set metadata": (
+        lambda repository: lambda: repository.set_metadata({"a": 1}),
+        lambda other: other.set_metadata({"a": 2}),
+    ),
+    "update metadata": (
+        lambda repository: lambda: repository.update_metadata({"a": 1}),
+        lambda other: other.update_metadata({"a": 2}),
+    ),
+}
+
+
+def _commit_to(repository: vstore.Repository, branch: str) -> None:
+    with repository.transaction(branch, message="somebody else's") as store:
+        store.session.tree_for_writing().set("theirs", b"t")
+
+
+def seen(place: Place) -> tuple[object, ...]:
+    with place.open() as repository:
+        refs = repository.list_branches(), repository.list_tags(), repository.lookup_branch("main")
+        return *refs, repository.metadata, repository.list_protected_branches(), kinds(place)
+
+
+@pytest.mark.parametrize("name", MOVED_ON)
+def test_what_others_went_on_from_is_not_done_twice(place: Place, name: str) -> None:
+    """It landed unheard; by the time it is asked for again, somebody else has changed the same."""
+    ask_of, go_on = MOVED_ON[name]
+    plan = RecordInDoubt(Fault.APPLIED)
+    plan.mend()
+    with open_faulty(place, plan) as repository, place.open() as other:
+        ask = ask_of(repository)
+        in_doubt(place, plan, repository, ask)
+        go_on(other)
+        theirs = seen(place)
+        ask()
+        assert seen(place) == theirs
+
+
 def in_doubt(
     place: Place, plan: RecordInDoubt, repository: vstore.Repository, ask: Callable[[], object]
 ) -> None:
@@ -169,6 +257,25 @@ def in_doubt(
     with pytest.raises(vstore.CommitOutcomeUnknownError):
         ask()
     plan.mend()
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_what_fails_while_a_doubt_is_settled_leaves_it(place: Place, name: str) -> None:
+    """It landed: no error may say that it did not, and it is done once, whichever request fails."""
+    plan = RecordInDoubt(Fault.APPLIED)
+    plan.mend()
+    with open_faulty(place, plan) as repository:
+        ask = ASKED[name](repository)
+        before = kinds(place)
+        in_doubt(place, plan, repository, ask)
+        for passing in range(40):
+            plan.passing = passing
+            with contextlib.suppress(vstore.CommitOutcomeUnknownError):
+                ask()
+                break
+        assert plan.passing is not None
+        assert plan.passing >= 0, "it went through although a request failed: too few were tried"
+        assert len(kinds(place)) == len(before) + 1
 
 
 def test_a_merge_in_doubt_takes_in_what_came_since(place: Place) -> None:

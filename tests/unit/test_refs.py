@@ -438,7 +438,7 @@ def test_what_no_branch_could_be_called_is_not_protected(repository: vstore.Repo
     assert repository.list_protected_branches() == set()
 
 
-@pytest.mark.parametrize("call", ["delete", "reset", "undo", "restore"])
+@pytest.mark.parametrize("call", ["delete", "reset", "undo", "restore", "amend"])
 def test_a_branch_that_is_protected_meanwhile_is_not_moved(
     furnished: vstore.Repository, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
@@ -448,9 +448,11 @@ def test_a_branch_that_is_protected_meanwhile_is_not_moved(
         "reset": lambda repository: repository.reset_branch("other", furnished.lookup_tag("v1")),
         "undo": lambda repository: repository.undo(),
         "restore": lambda repository: repository.restore(1),
+        "amend": amend,
     }
     before = state(furnished)
-    just_before_update(furnished, monkeypatch, lambda repository: repository.protect_branch("o*"))
+    pattern = "m*" if call == "amend" else "o*"
+    just_before_update(furnished, monkeypatch, lambda repository: repository.protect_branch(pattern))
     with pytest.raises(vstore.ProtectedBranchError):
         calls[call](furnished)
     assert state(furnished) == before
@@ -463,6 +465,15 @@ def test_a_change_beside_a_protection_made_meanwhile_goes_on(
     furnished.delete_branch("other")
     assert furnished.list_branches() == {"main"}
     assert furnished.list_protected_branches() == {"main"}
+
+
+def test_an_amend_beside_the_protection_of_another_branch_goes_on(
+    furnished: vstore.Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    just_before_update(furnished, monkeypatch, lambda repository: repository.protect_branch("other"))
+    amend(furnished)
+    assert furnished.lookup_snapshot(head(furnished)).message == "amended"
+    assert furnished.list_protected_branches() == {"other"}
 
 
 def test_a_change_that_is_always_overtaken_gives_up(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 from collections.abc import Iterator
@@ -345,6 +346,19 @@ def test_a_missing_source_raises(local: Sources) -> None:
     local.folder.rmdir()
     with pytest.raises(vstore.VirtualChunkError):
         local.read()
+
+
+def test_a_source_that_its_disk_does_not_give_raises(local: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
+    local.set()
+
+    def pread(*_: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as failing:
+        failing.setattr(os, "pread", pread)
+        with pytest.raises(vstore.VirtualChunkError, match="Check the disk"):
+            local.read()
+    local.read()
 
 
 def test_a_source_that_is_a_folder_raises(local: Sources) -> None:

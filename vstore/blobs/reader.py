@@ -38,7 +38,7 @@ from vstore.format.refs import CHECK_BLOCK_BYTES, BlobRef
 from vstore.format.snapshot import Snapshot, decode_snapshot
 from vstore.ids import Digest, PackId, blake3_digest
 from vstore.keys.objects import pack_name
-from vstore.storage.base import Storage
+from vstore.storage.base import Storage, read_twice
 
 if TYPE_CHECKING:
     from vstore.blobs.fetching import PackFetcher
@@ -300,13 +300,7 @@ class BlobReader:
     def read_footer(self, pack: PackId) -> tuple[Trailer, Footer]:
         """Return a pack's trailer and footer, read from storage."""
         check_may_wait()
-        try:
-            return self._read_footer(pack)
-        except CorruptionError:
-            if self.storage.is_local:
-                raise
-            # Perhaps it was damaged on its way.
-            return self._read_footer(pack)
+        return read_twice(self.storage, lambda: self._read_footer(pack))
 
     def _read_footer(self, pack: PackId) -> tuple[Trailer, Footer]:
         name = pack_name(pack)

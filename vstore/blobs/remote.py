@@ -1,13 +1,14 @@
 """Blobs of an object store: from the process's cache if they are there, else fetched, checked, and kept.
 
 Whole blobs are kept by their digest, ranges as blocks of 64 KiB by digest and number; only what was checked is. What
-does not match was perhaps damaged on its way: it is fetched once more, alone, before that counts as damage. Below:
-`fetching` makes the requests; above, `reader` finds blobs that were moved.
+is short or does not match was perhaps damaged on its way: it is fetched once more, alone, before that counts as
+damage. Below: `fetching` makes the requests; above, `reader` finds blobs that were moved.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from vstore.blobs.cache import CACHE, cached_blob, keep_blob
@@ -15,6 +16,7 @@ from vstore.blobs.fetching import PackFetcher
 from vstore.blobs.once import check_may_wait
 from vstore.blobs.spans import ByteSpan, DamagedBytesError, SpanPlan, plan_span
 from vstore.blobs.waiting import run_waiting
+from vstore.errors import CorruptionError
 from vstore.format.refs import CHECK_BLOCK_BYTES, BlobRef, check_table_size
 from vstore.ids import Digest, blake3_digest
 
@@ -36,23 +38,22 @@ class RemoteBlobs:
         if found is not None:
             return found
         check_may_wait()
-        data = self.fetcher.read(ref.pack, ref.offset, ref.offset + ref.length, reach)
-        return self._checked(ref, data, keep)
+        with suppress(CorruptionError):
+            data = self.fetcher.read(ref.pack, ref.offset, ref.offset + ref.length, reach)
+            if blake3_digest(data) == ref.digest:
+                return _kept(ref.digest, data) if keep else data
+        return self._fetched_again(ref, keep)
 
     async def whole_async(self, ref: BlobRef, reach: int) -> memoryview:
         """Do what `whole` does without blocking the event loop."""
         found = cached_blob(ref.digest)
         if found is not None:
             return found
-        data = await self.fetcher.read_async(ref.pack, ref.offset, ref.offset + ref.length, reach)
-        if blake3_digest(data) == ref.digest:
-            return _kept(ref.digest, data)
+        with suppress(CorruptionError):
+            data = await self.fetcher.read_async(ref.pack, ref.offset, ref.offset + ref.length, reach)
+            if blake3_digest(data) == ref.digest:
+                return _kept(ref.digest, data)
         return await run_waiting(self._fetched_again, ref, True)
-
-    def _checked(self, ref: BlobRef, data: memoryview, keep: bool) -> memoryview:
-        if blake3_digest(data) != ref.digest:
-            return self._fetched_again(ref, keep)
-        return _kept(ref.digest, data) if keep else data
 
     def _fetched_again(self, ref: BlobRef, keep: bool) -> memoryview:
         start, stop = ref.offset, ref.offset + ref.length
@@ -72,8 +73,11 @@ class RemoteBlobs:
             return found
         check_may_wait()
         wanted = _wanted_span(ref, span)
-        parts = [self.fetcher.read(ref.pack, *place, wanted.reach) for place in wanted.places]
-        return self._checked_span(wanted, parts)
+        with suppress(CorruptionError):
+            parts = [self.fetcher.read(ref.pack, *place, wanted.reach) for place in wanted.places]
+            if wanted.find_damage(parts) is None:
+                return wanted.keep(parts)
+        return self._span_again(wanted)
 
     async def span_async(self, ref: BlobRef, span: ByteSpan) -> memoryview:
         """Do what `span` does without blocking the event loop."""
@@ -82,14 +86,13 @@ class RemoteBlobs:
             return found
         wanted = _wanted_span(ref, span)
         reads = [self.fetcher.read_async(ref.pack, *place, wanted.reach) for place in wanted.places]
-        parts = [await reads[0]] if len(reads) == 1 else await _gather(reads)
-        if wanted.find_damage(parts) is None:
-            return wanted.keep(parts)
-        return await run_waiting(self._checked_span, wanted, parts)
+        with suppress(CorruptionError):
+            parts = [await reads[0]] if len(reads) == 1 else await _gather(reads)
+            if wanted.find_damage(parts) is None:
+                return wanted.keep(parts)
+        return await run_waiting(self._span_again, wanted)
 
-    def _checked_span(self, wanted: _WantedSpan, parts: Sequence[memoryview]) -> memoryview:
-        if wanted.find_damage(parts) is None:
-            return wanted.keep(parts)
+    def _span_again(self, wanted: _WantedSpan) -> memoryview:
         # The checksums may be what is wrong.
         CACHE.drop_bytes(_table_key(wanted.ref))
         wanted = _wanted_span(wanted.ref, wanted.span)

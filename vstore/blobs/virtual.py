@@ -21,6 +21,7 @@ from vstore.errors import (
     VirtualChunkUnauthorizedError,
 )
 from vstore.format.manifest import MAX_LOCATION_BYTES, Checksum
+from vstore.storage.files import close_quietly
 
 _FILE = "file"
 
@@ -59,8 +60,13 @@ class VirtualReader:
         try:
             _check_unchanged(source, os.fstat(handle))
             return _read_exactly(handle, source)
+        except OSError as error:
+            raise VirtualChunkError(
+                f"the source {source.location} of a virtual chunk can't be read: {error.strerror or error}. Check the "
+                "disk that it is on, then read again."
+            ) from error
         finally:
-            os.close(handle)
+            close_quietly(handle)
 
     def _authorized_path(self, location: str) -> str:
         path = file_path(location)

@@ -11,7 +11,7 @@ from vstore.catalog.state import find_damage
 from vstore.errors import CorruptionError, FormatError, ObjectNotFoundError, StorageError
 from vstore.format.log_record import MAX_RECORD_BYTES, Tombstone, decode_identity_object
 from vstore.keys.objects import LATEST, LOG_PREFIX, REPO, log_name, parse_log_name
-from vstore.storage.base import Storage
+from vstore.storage.base import Storage, read_twice
 
 
 def iter_log_damage(storage: Storage, reader: LogReader, head: Head) -> Iterator[str]:
@@ -90,7 +90,9 @@ def iter_view_damage(view: LogView) -> Iterator[str]:
 
 def _identity_damage(storage: Storage, head: Head) -> Iterator[str]:
     try:
-        identity = decode_identity_object(storage.read_whole(REPO, MAX_RECORD_BYTES))
+        identity = read_twice(
+            storage, lambda: decode_identity_object(storage.read_whole(REPO, MAX_RECORD_BYTES))
+        )
         if identity != head.record.identity:
             yield f"{REPO!r} in {storage.url!r} is of another repository than the log"
     except ObjectNotFoundError:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -48,6 +49,7 @@ from vstore.keys.objects import PACK_PREFIX, pack_name, parse_pack_name
 from vstore.ops import rewrite
 from vstore.ops.live import LiveBlobs, LiveRows, join_rows
 from vstore.ops.marks import Marks, Progress, Roots, final_packs, silent, take_roots
+from vstore.storage.base import read_twice
 
 MIN_LIVE_SHARE = 0.5
 """A pack of which less is live is rewritten, however large it is."""
@@ -279,13 +281,16 @@ class _Compactor:
         """Return the verified bytes of blobs, which are no more than a pack holds; neighbours in one request."""
         found = {}
         refs = [blob.ref for blob in blobs]
+        storage = self._handle.storage
         for run in plan_runs(BlobColumns.of(refs), gap_bytes=REMOTE_GAP_BYTES):
-            data = self._handle.storage.read(pack_name(run.pack), run.start, run.stop - run.start)
+            data = read_twice(
+                storage, partial(storage.read, pack_name(run.pack), run.start, run.stop - run.start)
+            )
             for ref in map(refs.__getitem__, run.rows.tolist()):
                 blob = data[ref.offset - run.start : ref.offset - run.start + ref.length]
-                if blake3_digest(blob) != ref.digest and not self._handle.storage.is_local:
+                if blake3_digest(blob) != ref.digest and not storage.is_local:
                     # Perhaps it was damaged on its way.
-                    blob = self._handle.storage.read(pack_name(ref.pack), ref.offset, ref.length)
+                    blob = storage.read(pack_name(ref.pack), ref.offset, ref.length)
                 if blake3_digest(blob) != ref.digest:
                     raise CorruptionError(
                         f"blob {ref.digest.hex()} in {pack_name(ref.pack)} is damaged, so that its pack can't be "

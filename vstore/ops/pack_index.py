@@ -25,6 +25,7 @@ from vstore.ids import DIGEST_SIZE, Digest, PackId
 from vstore.keys.objects import pack_name
 from vstore.ops.live import digest_prefixes
 from vstore.reachability import NeededChunks
+from vstore.storage.base import read_twice
 
 INDEX_BYTES = 256 * 1024 * 1024
 """Indexes beyond this are forgotten and read again: ten million blobs are at hand."""
@@ -213,8 +214,9 @@ def _weight(index: PackIndex) -> int:
 def read_checked_footer(blobs: BlobReader, pack: PackId) -> Footer:
     """Return a pack's footer; the header is checked too."""
     footer = blobs.read_footer(pack)[1]
+    storage, name = blobs.storage, pack_name(pack)
     try:
-        decode_header(blobs.storage.read(pack_name(pack), 0, HEADER_SIZE))
+        read_twice(storage, lambda: decode_header(storage.read(name, 0, HEADER_SIZE)))
     except FormatError as error:
-        raise type(error)(f"{pack_name(pack)} of {blobs.storage.url}: {error.message}") from None
+        raise type(error)(f"{name} of {storage.url}: {error.message}") from None
     return footer

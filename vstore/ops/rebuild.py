@@ -65,7 +65,7 @@ from vstore.ops.marks import Progress, silent
 from vstore.ops.pack_index import PackIndex
 from vstore.ops.repair import AllPacks, list_packs
 from vstore.refs import MAIN
-from vstore.storage.base import Storage
+from vstore.storage.base import Storage, read_twice
 from vstore.storage.location import Location, open_storage
 
 _SHOWN = 20
@@ -198,7 +198,8 @@ def _repository_id(storage: Storage, given: str | None) -> RepositoryId:
     if storage.size(REPO) is not None:
         from vstore.catalog.state import decode_identity
 
-        known = decode_identity(decode_identity_object(storage.read_whole(REPO, _IDENTITY_BYTES))).repository
+        data = read_twice(storage, lambda: decode_identity_object(storage.read_whole(REPO, _IDENTITY_BYTES)))
+        known = decode_identity(data).repository
     if given is None:
         return known or new_repository_id()
     try:

@@ -16,16 +16,12 @@ from vstore.catalog.base import (
     Absent,
     Applied,
     CatalogView,
-    CloseSession,
-    DropRef,
     NameUnused,
-    OpenSession,
     Precondition,
     RefIs,
     Refusal,
     Retained,
     SessionIs,
-    SetRef,
     SetValue,
     Transaction,
     Update,
@@ -35,11 +31,13 @@ from vstore.catalog.base import (
 from vstore.errors import (
     CommitOutcomeUnknownError,
     ConflictError,
+    FormatError,
     InternalError,
     RefExistsError,
     RefNotFoundError,
     SnapshotExpiredError,
     StorageError,
+    VStoreError,
 )
 from vstore.format.record import Operation, OperationKind
 from vstore.handle import Handle, require_online
@@ -67,7 +65,7 @@ def apply(handle: Handle, plan: Plan, *, request: Hashable = None) -> Operation:
 
     If only a value moved meanwhile (status, protection, settings), a snapshot expired, or a session's registration
     changed, `plan` decides anew. `request` says what is asked for: if that was in doubt, this finds out first, and
-    does nothing more if it was applied and still holds.
+    does nothing more if it was applied (`settled`).
     """
     handle.catalog.check_writable()
     done = None if request is None else settled(handle, request)
@@ -104,36 +102,45 @@ def apply(handle: Handle, plan: Plan, *, request: Hashable = None) -> Operation:
     raise InternalError("unreachable")
 
 
-def settled(handle: Handle, request: Hashable, *, must_hold: bool = True) -> Operation | None:
+Lasts: TypeAlias = Callable[[CatalogView, Operation], bool]
+"""Tells whether what an operation did is still an answer to who asks for the same."""
+
+
+def settled(handle: Handle, request: Hashable, lasts: Lasts | None = None) -> Operation | None:
     """Return the operation of an earlier call for the same, if it was in doubt and was applied.
 
-    With `must_hold` only if what it did is still so.
+    It is not done twice, whatever others did since: that would take their work away, or refuse what was done. Only
+    what does not last by `lasts` is made anew; by default a new branch that they deleted.
     """
     doubtful = handle.doubts.get(request)
     if doubtful is None:
         return None
     done = settle(handle.catalog, doubtful)
+    if lasts is None and doubtful.kind == OperationKind.CREATE_BRANCH:
+        lasts = _is_there
+    if done is not None and lasts is not None:
+        try:
+            with handle.catalog.reading() as view:
+                is_answer = lasts(view, done)
+        except (StorageError, FormatError) as error:
+            # As it is, it would say that nothing was done. The doubt stays.
+            raise _still_in_doubt(doubtful, error) from error
+        done = done if is_answer else None
     handle.doubts.forget(request, doubtful)
-    if done is None or not must_hold:
-        return done
-    with handle.catalog.reading() as view:
-        return done if all(_holds(view, update) for update in doubtful.updates) else None
+    return done
 
 
-def _holds(view: CatalogView, update: Update) -> bool:
-    match update:
-        case SetRef(kind, name, snapshot):
-            return view.ref(kind, name) == snapshot
-        case DropRef(kind, name):
-            return view.ref(kind, name) is None
-        case SetValue(name, value):
-            return view.value(name) == value
-        case OpenSession(entry):
-            return view.session(entry.session) == entry
-        case CloseSession(session):
-            return view.session(session) is None
-        case _:
-            return True
+def _is_there(view: CatalogView, done: Operation) -> bool:
+    return all(view.ref(change.kind, change.name) is not None for change in done.changes)
+
+
+def _still_in_doubt(doubtful: Transaction, error: VStoreError) -> CommitOutcomeUnknownError:
+    text = doubtful.transaction.hex()
+    return CommitOutcomeUnknownError(
+        f"transaction {text} was applied, as it turned out; whether what it did was taken back since can't be told: "
+        f"{error.message} Retry to find out.",
+        transaction_id=text,
+    )
 
 
 def _raise_refusal(refusal: Refusal, kind: OperationKind) -> NoReturn:
@@ -180,6 +187,8 @@ def set_value(
     `request` is as in `apply`.
     """
     made: bytes | None = None
+    asked = None if request is None else (kind, name, request)
+    doubtful = None if asked is None else handle.doubts.get(asked)
 
     def plan(view: CatalogView) -> Change:
         nonlocal made
@@ -187,11 +196,10 @@ def set_value(
         made = change(old)
         return replacement(kind, name, old, made)
 
-    apply(handle, plan, request=None if request is None else (kind, name, request))
-    if made is None:
-        # An earlier call, whose outcome was unknown, had done it.
-        with handle.catalog.reading() as view:
-            made = view.value(name)
+    apply(handle, plan, request=asked)
+    if made is None and doubtful is not None:
+        # An earlier call, whose outcome was unknown, had done it. Nothing is asked for, which could fail.
+        made = next(update.value for update in doubtful.updates if isinstance(update, SetValue))
     return made or b""
 
 

@@ -27,7 +27,7 @@ from vstore.format.record import Operation, OperationKind, RefChange, RefKind
 from vstore.handle import Handle, require_unprotected
 from vstore.history import is_ancestor, require_entry
 from vstore.ids import SnapshotId
-from vstore.refs.change import Change, apply
+from vstore.refs.change import Change, apply, settled
 from vstore.refs.operations import OperationInfo, iter_operations, kind_name, newest
 from vstore.storage.base import require_writable
 
@@ -60,6 +60,11 @@ def restore(handle: Handle, operation: int | OperationInfo) -> Operation:
     """Make all refs what they were right after an operation."""
     require_writable(handle.storage)
     sequence = operation.sequence if isinstance(operation, OperationInfo) else operation
+    request = (OperationKind.RESTORE, sequence)
+    # First, as what fails below would say that nothing was done.
+    done = settled(handle, request)
+    if done is not None:
+        return done
     with handle.catalog.reading() as view:
         walked = view.sequence
     if type(sequence) is not int or not 0 <= sequence <= walked:
@@ -73,7 +78,7 @@ def restore(handle: Handle, operation: int | OperationInfo) -> Operation:
         now = _before(view.iter_operations(), walked) | targets
         return _put_back(view, OperationKind.RESTORE, everything, now, {"restored": sequence})
 
-    return apply(handle, plan, request=(OperationKind.RESTORE, sequence))
+    return apply(handle, plan, request=request)
 
 
 def _before(operations: Iterator[Operation], last: int) -> _Targets:

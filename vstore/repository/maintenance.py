@@ -199,8 +199,9 @@ class Maintenance(Opened):
         is of one moment, near the end of the call; the source may be in full use. `location` and `storage_options` are
         those of `Repository.create`; it must be empty, or hold a copy which nobody has committed to, or what is left of
         a call that was interrupted, which is gone on with. `catalog` is "sqlite" or "log" (default: what suits the
-        place). With `verify` every blob is checked against its digest before its pack counts as copied. A `dry_run`
-        only says what would be copied. `progress` is called with (done, total, what).
+        place). With `verify` every blob is checked against its digest before its pack counts as copied; from a source
+        that is no local directory that is done always. A `dry_run` only says what would be copied. `progress` is called
+        with (done, total, what).
 
         Until the last step the place holds no repository, or the copy as it was. Raises `AlreadyExistsError` if it is
         not empty, `ConflictError` if the copy there has commits of its own, `CorruptionError` and `MissingBlobError` if

@@ -8,13 +8,15 @@ raises `ForkedProcessError` in a forked child. Every implementation passes `vsto
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
-from vstore.errors import ReadOnlyError
+from vstore.errors import FormatError, ReadOnlyError
 from vstore.ids import BytesLike, PackId
+
+T = TypeVar("T")
 
 
 class ObjectInfo(msgspec.Struct, frozen=True):
@@ -137,6 +139,19 @@ class Storage(Protocol):
 
     def close(self) -> None:
         """Let go of maps, handles and threads; what was read stays valid. May be used again afterwards."""
+
+
+def read_twice(storage: Storage, read: Callable[[], T]) -> T:
+    """Return what `read` makes of bytes in `storage`, which it checks.
+
+    If it raises `FormatError`, and they came over a network, they may have been damaged on the way: it is done again.
+    """
+    try:
+        return read()
+    except FormatError:
+        if storage.is_local:
+            raise
+    return read()
 
 
 def reads_only(storage: Storage) -> bool:

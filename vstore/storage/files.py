@@ -72,6 +72,12 @@ def require_posix() -> None:
         )
 
 
+def close_quietly(fd: int) -> None:
+    """Close a file of which nothing more is wanted: a failing disk has no more to say than was heard before."""
+    with contextlib.suppress(OSError):
+        os.close(fd)
+
+
 def sync_file(fd: int) -> None:
     """Make a file durable: its bytes and its size."""
     full_sync = getattr(fcntl, "F_FULLFSYNC", None)
@@ -97,7 +103,7 @@ def sync_directory(path: str) -> None:
     try:
         sync_file(fd)
     finally:
-        os.close(fd)
+        close_quietly(fd)
 
 
 def sync_names_above(path: str) -> None:
@@ -120,8 +126,13 @@ def open_regular(path: str) -> int:
     """Open a file for reading; `CorruptionError` if it is a pipe, a device, a folder or the like."""
     # Without waiting: opening a pipe would, for a writer.
     fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
+    try:
+        is_regular = stat.S_ISREG(os.fstat(fd).st_mode)
+    except OSError:
+        close_quietly(fd)
+        raise
+    if not is_regular:
+        close_quietly(fd)
         raise CorruptionError(
             f"{path!r} is not a regular file, as vstore's objects are. Look at what put it there, and remove it or "
             "restore the file from a copy."
@@ -141,7 +152,7 @@ def open_folder(root: str, folder: str) -> int:
                 _refuse_link(os.path.join(root, folder), os.stat(part, dir_fd=above, follow_symlinks=False))
             raise
         finally:
-            os.close(above)
+            close_quietly(above)
     return fd
 
 
@@ -245,7 +256,8 @@ class Descriptor:
         self.fd = fd
 
     def __del__(self) -> None:
-        os.close(self.fd)
+        # Whatever must be durable was synced before.
+        close_quietly(self.fd)
 
     def sync_data(self) -> None:
         sync_data(self.fd)

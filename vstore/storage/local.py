@@ -37,6 +37,7 @@ from vstore.storage.files import (
     SURELY_NOT_DONE,
     Descriptor,
     Folders,
+    close_quietly,
     is_locked,
     lock_file,
     open_folder,
@@ -172,7 +173,7 @@ class LocalStorage:
             try:
                 return is_locked(fd)
             finally:
-                os.close(fd)
+                close_quietly(fd)
         except FileNotFoundError:
             return False
         except OSError as error:
@@ -249,7 +250,7 @@ class LocalStorage:
             raise storage_error(error, "sync the folder", os.path.join(self.root, folder)) from error
         finally:
             if fd is not None:
-                os.close(fd)
+                close_quietly(fd)
 
     def _unlink(self, folder: int, name: str) -> None:
         try:
@@ -393,15 +394,17 @@ class LocalStorage:
         path = self._path(f"{STAGING_PREFIX}{new_nonce().hex()}")
         fd = self._open_staged(path, os.O_WRONLY)
         try:
-            pwrite_all(fd, 0, [data])
-            if durable:
-                sync_file(fd)
+            try:
+                pwrite_all(fd, 0, [data])
+                if durable:
+                    sync_file(fd)
+            finally:
+                # Where a file system that is mounted over a network tells of writes that failed, if nothing was synced.
+                os.close(fd)
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.unlink(path)
             raise storage_error(error, "write", path) from error
-        finally:
-            os.close(fd)
         return path
 
 

@@ -59,7 +59,7 @@ from vstore.handle import Handle
 from vstore.ids import new_transaction_id
 from vstore.ops.marks import Progress
 from vstore.storage.base import Storage
-from vstore.storage.files import lock_file, require_posix, storage_error
+from vstore.storage.files import close_quietly, lock_file, require_posix, storage_error
 from vstore.storage.local import LocalStorage
 from vstore.transfer.catalogs import NOTHING, directory_of, stage, state_view
 
@@ -104,7 +104,7 @@ def sole_change_of(storage: Storage) -> Iterator[None]:
                 ) from None
         yield
     finally:
-        os.close(fd)
+        close_quietly(fd)
 
 
 class _Conversion:

@@ -2,7 +2,8 @@
 
 A pack is read in pieces of some megabytes; where the target needs it whole before it is uploaded, it is in memory, and
 all that are under way together take at most `MEMORY_BYTES`, or one pack that is larger. Before a pack gets its name its
-header, its trailer and its list of blobs are checked, and on request every blob against its digest.
+header, its trailer and its list of blobs are checked, and every blob against its digest if it came over a network or on
+request. What does not match was perhaps damaged on its way: it is read again before it counts as damage.
 
 A pack that is there already stays, if it has the right size and its ending is whole. As its content can only be one, it
 does no harm to write it again: that is also the answer to a reply that was lost. Above: `replicate`.
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 MEMORY_BYTES = 256 * 1024 * 1024
 PACKS_AT_ONCE = 8
 _PIECE_BYTES = 8 * 1024 * 1024
+_READ_TRIES = 3
+"""Reads of a pack from an object store, before what does not match is damage."""
 _QUEUED = 4 * PACKS_AT_ONCE
 
 
@@ -61,6 +64,7 @@ class PackCopier:
         self._target = target
         self._done = done
         self._verify = verify
+        self._read_tries = 1 if source.is_local else _READ_TRIES
         self._room = _Room(MEMORY_BYTES)
         self._is_staged = target.is_local
 
@@ -131,6 +135,23 @@ class PackCopier:
     def _fill(self, sink: PackSink, size: int, stopped: threading.Event) -> bool:
         """Write the pack's bytes and check them; return False if it is not wanted any more."""
         name = pack_name(sink.pack)
+        for tries_left in reversed(range(self._read_tries)):
+            try:
+                if not self._transfer(sink, size, stopped):
+                    return False
+                self._check(sink, size)
+                break
+            except FormatError as error:
+                if not tries_left:
+                    raise CorruptionError(
+                        f"{name} of {self._source.url} is damaged, so that it was not copied: {error.message} "
+                        "repo.fsck() names all that is damaged."
+                    ) from error
+        return True
+
+    def _transfer(self, sink: PackSink, size: int, stopped: threading.Event) -> bool:
+        """Write what the source has into `sink`, from its start; return False if it is not wanted any more."""
+        name = pack_name(sink.pack)
         for offset in range(0, size, _PIECE_BYTES):
             if stopped.is_set():
                 return False
@@ -141,13 +162,6 @@ class PackCopier:
                     f"{name} was deleted from {self._source.url} while it was copied"
                 ) from error
             sink.write(offset, [piece])
-        try:
-            self._check(sink, size)
-        except FormatError as error:
-            raise CorruptionError(
-                f"{name} of {self._source.url} is damaged, so that it was not copied: {error.message} "
-                "repo.fsck() names all that is damaged."
-            ) from error
         return True
 
     def _check(self, sink: PackSink, size: int) -> None:
@@ -158,7 +172,7 @@ class PackCopier:
         if trailer.pack != sink.pack:
             raise CorruptionError(f"its trailer says that it is pack {trailer.pack.hex()}.")
         footer = decode_footer(sink.read(trailer.footer_offset, trailer.footer_size), trailer)
-        if self._verify:
+        if self._verify or not self._source.is_local:
             _check_blobs(_iter_written(sink, footer))
 
 

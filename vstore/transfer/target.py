@@ -22,6 +22,7 @@ from vstore.clock import Clock
 from vstore.errors import (
     AlreadyExistsError,
     ConflictError,
+    FormatError,
     InvalidInputError,
     ObjectExistsError,
     OutcomeUnknownError,
@@ -32,7 +33,7 @@ from vstore.format.log_record import MAX_RECORD_BYTES, decode_identity_object, e
 from vstore.format.record import Operation, OperationKind, PackMark, PackState
 from vstore.ids import TransactionId
 from vstore.keys.objects import PROBE_PREFIX, REPO, SQLITE_FILE, STAGING_PREFIX
-from vstore.storage.base import Storage
+from vstore.storage.base import Storage, read_twice
 from vstore.storage.local import LocalStorage
 from vstore.transfer.catalogs import NOTHING
 
@@ -179,7 +180,16 @@ def _newest_of_source(view: CatalogView) -> Operation:
 def _claimed_by(storage: Storage) -> Identity | None:
     if storage.size(REPO) is None:
         return None
-    return decode_identity(decode_identity_object(storage.read_whole(REPO, MAX_RECORD_BYTES)))
+
+    def read() -> Identity:
+        return decode_identity(decode_identity_object(storage.read_whole(REPO, MAX_RECORD_BYTES)))
+
+    try:
+        return read_twice(storage, read)
+    except FormatError as error:
+        raise type(error)(
+            f"{REPO!r} in {storage.url!r}, which says whose copy it is: {error.message}"
+        ) from None
 
 
 def _require_same(found: Identity | None, identity: Identity, storage: Storage) -> None:

@@ -460,4 +460,3 @@ def test_many_readers_in_threads_and_loops_get_what_they_ask_for(storage: Gate) 
     with ThreadPoolExecutor(8) as pool:
         results = [pool.submit(in_loop if n % 2 else one_by_one, n) for n in range(8)]
         assert all(result.result(60) for result in results)
-    assert sum(length for _, length in storage.reads) <= 3 * 600_000

@@ -742,6 +742,34 @@ def test_an_error_at_commit_is_looked_into(catalog, monkeypatch, applied):
     catalog.close()
 
 
+def test_what_fails_after_an_unclear_commit_leaves_the_doubt(catalog, monkeypatch):
+    catalog.close()
+    connect = sqlite3.connect
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, **k, factory=FailingCommit))
+        patch.setattr(FailingCommit, "applied", False)
+        patch.setattr(FailingCommit, "armed", 1)
+        wanted = tag("v1")
+        with pytest.raises(CommitOutcomeUnknownError):
+            catalog.update(wanted)
+    catalog.close()
+
+    def fail(*arguments, **options):
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR_READ
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite3, "connect", fail)
+        with pytest.raises(CommitOutcomeUnknownError):
+            catalog.update(wanted)
+        with pytest.raises(StorageError) as caught:
+            catalog.update(tag("v2"))
+        assert not isinstance(caught.value, CommitOutcomeUnknownError)
+    assert isinstance(catalog.update(wanted), Applied)
+    assert sequence_of(catalog) == 1
+
+
 def test_a_refusal_after_an_unclear_commit_is_final(catalog, monkeypatch):
     """What the failed try left in the write-ahead log must not come back when it is next recovered."""
     catalog.close()

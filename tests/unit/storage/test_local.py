@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import pickle
+import stat
 import subprocess
 import sys
 import threading
@@ -246,6 +247,59 @@ def test_creates_on_a_failing_disk(
     assert (tmp_path / log_name(1)).exists() == made
     assert all(name.startswith(("log/", "staging/")) for name in files_in(tmp_path))
     assert list(storage.list("staging/")) == [] or function == "unlink"
+
+
+def fail_closes(monkeypatch: pytest.MonkeyPatch, is_kind: Callable[[int], bool], code: int) -> None:
+    """Let closes of files, or of folders, say that they failed."""
+    real = os.close
+
+    def close(fd: int) -> None:
+        fails = is_kind(os.fstat(fd).st_mode)
+        real(fd)
+        if fails:
+            raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "close", close)
+
+
+@pytest.mark.parametrize(("code", "expected"), [(errno.EIO, StorageError), (errno.EDQUOT, OutOfSpaceError)])
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_file_whose_close_fails_was_not_written(
+    storage: LocalStorage,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    expected: type[StorageError],
+    durable: bool,
+) -> None:
+    """Network file systems may tell only then that they have no room."""
+    storage.write(LATEST, b"old")
+    with monkeypatch.context() as failing:
+        fail_closes(failing, stat.S_ISREG, code)
+        with pytest.raises(expected, match="could not write"):
+            storage.create(log_name(0), b"record")
+        with pytest.raises(expected, match="could not write"):
+            storage.write(LATEST, b"new", durable=durable)
+    assert list(storage.list("staging/")) == []
+    assert storage.size(log_name(0)) is None
+    assert storage.read_whole(LATEST, 100) == b"old"
+    storage.create(log_name(0), b"record")
+
+
+def test_what_was_synced_or_only_read_may_fail_to_close(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as failing:
+        fail_closes(failing, stat.S_ISDIR, errno.EIO)
+        storage.create(log_name(0), b"record")
+        storage.delete([log_name(0)])
+    pack = new_pack_id()
+    sink = storage.open_pack(pack)
+    sink.write(0, [BODY])
+    with monkeypatch.context() as failing:
+        fail_closes(failing, lambda mode: True, errno.EIO)
+        sink.seal(len(BODY))
+        del sink
+        assert storage.read(pack_name(pack), 0, len(BODY)) == BODY
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])

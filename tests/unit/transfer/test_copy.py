@@ -267,7 +267,11 @@ def test_a_file_and_a_place_that_can_not_be_written(folder: Path) -> None:
             repository.copy_to(ReadOnly(ObjectStorage(MemoryStore())))
 
 
-def test_no_space_leaves_what_the_next_call_goes_on_from(folder: Path) -> None:
+def test_no_space_leaves_what_the_next_call_goes_on_from(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of several at once, an error stops the others where they are.
+    monkeypatch.setattr(packs, "PACKS_AT_ONCE", 1)
     place = Place.new("memory", folder)
 
     class Full(FaultyStorage):
@@ -731,3 +735,29 @@ def test_a_copy_is_not_locked_while_packs_come(folder: Path) -> None:
 
         assert repository.backup(folder / "there", progress=act).copied_packs == 4
         assert len(calls) >= 4
+
+
+def test_a_pack_that_is_damaged_on_its_way_is_read_three_times() -> None:
+    place = Place.new("memory", Path())
+    with place.create() as repository:
+        commit(repository, {"v": os.urandom(5000)})
+        source = repository.handle.storage
+        pack, size = max(sizes(source).items(), key=lambda item: item[1])
+        for fault in (Fault.CORRUPT, Fault.TRUNCATE):
+            for damaged in range(4):
+                plan = FaultPlan()
+                for number in range(damaged):
+                    plan.inject(number, fault)
+                target = ObjectStorage(MemoryStore())
+                copier = packs.PackCopier(
+                    FaultyStorage(source, plan), target, lambda pack, size, copied: None
+                )
+                if damaged < 3:
+                    copier.copy([(pack, size)], {})
+                    copied = target.read(pack_name(pack), 0, size)
+                    assert copied == source.read(pack_name(pack), 0, size)
+                else:
+                    with pytest.raises(vstore.CorruptionError, match="so that it was not copied"):
+                        copier.copy([(pack, size)], {})
+                    assert sizes(target) == {}
+                assert len(plan.requests) == min(damaged + 1, 3)

@@ -185,7 +185,15 @@ class SqliteCatalog:
         check_transaction(transaction)
         self.check_writable()
         while True:
-            outcome = self._try(transaction)
+            try:
+                outcome = self._try(transaction)
+            except (StorageError, FormatError) as error:
+                if transaction.transaction not in self._unsettled or isinstance(
+                    error, CommitOutcomeUnknownError
+                ):
+                    raise
+                # As it is, it would say that an earlier try did not land either.
+                raise self._unknown(transaction) from error
             if outcome is not None:
                 self._unsettled.discard(transaction.transaction)
                 return outcome

@@ -13,9 +13,9 @@ import re
 import sqlite3
 import threading
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 from vstore.errors import (
     AccessDeniedError,
@@ -31,7 +31,11 @@ from vstore.errors import (
     VStoreError,
 )
 
+T = TypeVar("T")
+
 BUSY_TIMEOUT_S = 30
+ROWS_AT_ONCE = 128
+"""Rows that are read together, where there may be any number of them."""
 SCHEMA_VERSION = 1
 """The `PRAGMA user_version` that the newest step of the migrations leaves."""
 
@@ -39,6 +43,7 @@ _MAX_ROW_BYTES = 64 * 1024 * 1024
 _JOURNAL_LIMIT_BYTES = 1024 * 1024
 """About the size at which SQLite checkpoints by itself (1,000 pages); a longer log is cut back to it."""
 _COPY_TRIES = 8
+_SAID_CHARACTERS = 500
 _ALONE_TIMEOUT_MS = 1000
 _COMPUTES = re.compile(rb"\b(?:as|check|collate|default|generated|references|virtual)\b", re.IGNORECASE)
 """Words that make SQLite compute what a table's rows are, or run code of others; no step of the migrations has one."""
@@ -75,13 +80,26 @@ class Connection:
 
     def rows(self, statement: str, *parameters: object) -> list[Any]:
         """Run a statement and return its rows."""
+        return self._run(lambda raw: raw.execute(statement, parameters).fetchall())
+
+    def iter_rows(self, statement: str) -> Generator[Any, None, None]:
+        """Run a statement and yield its rows, read some at a time; close the iterator before the transaction ends."""
+        cursor = self._run(lambda raw: raw.execute(statement))
+        try:
+            while rows := self._run(lambda _: cursor.fetchmany(ROWS_AT_ONCE)):
+                yield from rows
+        finally:
+            with self._lock:
+                cursor.close()
+
+    def _run(self, act: Callable[[sqlite3.Connection], T]) -> T:
         if self.pid != os.getpid():
             raise forked_error(self.path, self.pid)
         with self._lock:
             if self._raw is None:
                 raise InternalError(f"a closed connection to {self.path!r} was used")
             try:
-                return self._raw.execute(statement, parameters).fetchall()
+                return act(self._raw)
             except (sqlite3.Error, UnicodeDecodeError) as error:
                 self.is_broken = True
                 raise translate(error, self.path) from error
@@ -354,7 +372,9 @@ def translate(error: sqlite3.Error | UnicodeDecodeError, path: str) -> VStoreErr
     """
     # Extended codes have the primary one in their lowest byte.
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-    found = f"{path!r}: {error}"
+    # It may quote a damaged schema.
+    said = str(error)[:_SAID_CHARACTERS]
+    found = f"{path!r}: {said}"
     if code in _FULL:
         return OutOfSpaceError(
             f"{found}. Nothing was changed. Free some space or raise the quota, then try again."
@@ -378,7 +398,9 @@ def translate(error: sqlite3.Error | UnicodeDecodeError, path: str) -> VStoreErr
     if code in _OURS or isinstance(error, sqlite3.InterfaceError):
         return InternalError(f"{found}. Please report this with the traceback.")
     # What is left (malformed, not a database, no such table, constraint failed ...) is met only in a damaged file.
-    return damage(path, f"SQLite says: {error}")
+    if code == sqlite3.SQLITE_CORRUPT:
+        return damage(path, f"SQLite says: {said}, or its disk failed to read it (see the system's log)")
+    return damage(path, f"SQLite says: {said}")
 
 
 def damage(path: str, finding: str) -> CorruptionError:

@@ -17,6 +17,7 @@ from vstore.catalog.sqlite.rows import (
     Head,
     Tally,
     index_crc,
+    log_row_of,
     read_head,
     write_head,
     write_log_row,
@@ -129,25 +130,26 @@ def _write(connection: Connection, state: Exported) -> None:
     def count(part: int, crc: int) -> None:
         tallies[part] = tallies.get(part, Tally()).plus(crc)
 
-    placed: set[SnapshotId] = set()
     for operation in state.iter_operations():
-        entry = _added(state, operation, placed)
+        entry = _added(state, operation)
+        if entry is not None and log_row_of(connection, entry.id) is not None:
+            # An operation after this one added it again.
+            entry = None
         if entry is not None:
-            placed.add(entry.id)
             count(INDEX, index_crc(entry.id))
         write_log_row(connection, operation, entry)
     for space in Space:
         if space == Space.OPERATION:
             continue
         for key, value in state.iter_space(space):
-            if space != Space.SNAPSHOT or key not in placed:
+            if space != Space.SNAPSHOT or log_row_of(connection, SnapshotId(key)) is None:
                 count(space, write_state(connection, space, key, value))
     write_head(connection, Head(state.sequence, state.epoch, state.identity, tallies))
 
 
-def _added(state: Exported, operation: Operation, placed: set[SnapshotId]) -> SnapshotEntry | None:
+def _added(state: Exported, operation: Operation) -> SnapshotEntry | None:
     """Return the snapshot that an operation added, if it is to be in the operation's row, as commits put it there."""
     if operation.kind not in ADDING or len(operation.changes) != 1:
         return None
     snapshot = operation.changes[0].after
-    return None if snapshot is None or snapshot in placed else state.snapshot(snapshot)
+    return None if snapshot is None else state.snapshot(snapshot)

@@ -29,7 +29,7 @@ from vstore.catalog.sqlite.connection import (
     stamp_of,
 )
 from vstore.errors import AccessDeniedError, ReadOnlyError, StorageError, VStoreError
-from vstore.storage.files import FULL, pwrite_all, storage_error
+from vstore.storage.files import FULL, close_quietly, pwrite_all, storage_error
 
 _MAX_IDLE = 4
 _ROOM_BYTES = 128 * 1024
@@ -286,5 +286,5 @@ def find_trouble(folder: str) -> OSError | None:
     except OSError as error:
         return error
     finally:
-        os.close(fd)
+        close_quietly(fd)
     return None

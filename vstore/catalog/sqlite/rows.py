@@ -41,6 +41,7 @@ STATE_TABLE = "state"
 SNAPSHOTS_TABLE = "snapshots"
 
 _MAX_BODY_BYTES = 64 * 1024 * 1024
+_SHOWN_BYTES = 200
 _crc32c: Callable[[bytes], int] = google_crc32c.value
 _STATE_KEY = struct.Struct(">BI")
 _LOG_KEY = struct.Struct(">QB")
@@ -123,13 +124,19 @@ def check_state_row(path: str, space: int, key: Any, value: Any, crc: Any) -> by
     if not isinstance(key, bytes) or not isinstance(value, bytes) or crc != state_crc(space, key, value):
         raise damage(
             path,
-            f"table 'state', row ({space}, {key!r}), which holds {_subject(space, key)}, fails its checksum",
+            f"table 'state', row ({space}, {_shown(key)!r}), which holds {_subject(space, key)}, fails its checksum",
         )
     return value
 
 
+def _shown(key: Any) -> Any:
+    """Return as much of a damaged row's key as a message has room for."""
+    return key[:_SHOWN_BYTES] if isinstance(key, bytes | bytearray) else key
+
+
 def _subject(space: int, key: object) -> str:
     """Say what a row of `state` holds."""
+    key = _shown(key)
     if space == HEAD_SPACE:
         return "the catalog's head"
     if space not in Space._value2member_map_:
@@ -194,7 +201,7 @@ def check_log_row(path: str, sequence: Any, transaction: Any, snapshot: Any, bod
     )
     row = LogRow(sequence, transaction, snapshot, body)
     if not is_typed or not 0 <= sequence < 2**63 or len(snapshot or b"") > 255 or crc != log_crc(row):
-        raise damage(path, f"table 'log', row {sequence!r}, which holds that operation, fails its checksum")
+        raise damage(path, f"table 'log', row {_shown(sequence)!r}, which holds that operation, fails its checksum")
     return row
 
 

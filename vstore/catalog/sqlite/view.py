@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
+from contextlib import closing
 
-from vstore.catalog.sqlite.connection import Connection, damage
+from vstore.catalog.sqlite.connection import ROWS_AT_ONCE, Connection, damage
 from vstore.catalog.sqlite.rows import (
     HEAD_SPACE,
     INDEX,
@@ -39,7 +40,6 @@ from vstore.ids import SnapshotId, TransactionId
 MAX_DECODED_ENTRIES = 1024
 """Snapshot entries that a handle remembers; a commit asks for a handful near the head."""
 
-_ROWS_AT_ONCE = 128
 _REMEMBERED_ROWS = 64
 _BEYOND = b"\xff" * 64
 """Greater than any key."""
@@ -151,17 +151,26 @@ class SqliteView(StateView):
     ) -> Iterator[tuple[bytes, bytes]]:
         if not self.head.tally(space).rows:
             return
-        self._verify_table(table_of(space))
-        rows = self._connection.rows(
-            f"SELECT key, value, crc FROM {table_of(space)} WHERE space = ? AND key >= ? AND key < ? ORDER BY key",
-            space,
-            start,
-            _BEYOND if stop is None else stop,
-        )
-        if start == b"" and stop is None and len(rows) != self.head.tally(space).rows:
-            raise self._table_damage(table_of(space))
-        for key, value, crc in rows:
-            yield key, check_state_row(self._path, space, key, value, crc)
+        table = table_of(space)
+        self._verify_table(table)
+        is_whole, found = start == b"" and stop is None, 0
+        while True:
+            rows = self._connection.rows(
+                f"SELECT key, value, crc FROM {table} WHERE space = ? AND key >= ? AND key < ? ORDER BY key LIMIT ?",
+                space,
+                start,
+                _BEYOND if stop is None else stop,
+                ROWS_AT_ONCE,
+            )
+            found += len(rows)
+            is_last = len(rows) < ROWS_AT_ONCE
+            if is_last and is_whole and found != self.head.tally(space).rows:
+                raise self._table_damage(table)
+            for key, value, crc in rows:
+                yield key, check_state_row(self._path, space, key, value, crc)
+            if is_last:
+                return
+            start = key + b"\0"
 
     def _verify_table(self, table: str) -> None:
         if not self._verified.holds(self.head, table):
@@ -171,15 +180,16 @@ class SqliteView(StateView):
         """Read a whole table, in the order of its tree: a wrong key anywhere in it may misguide a search."""
         tallies: dict[int, Tally] = {}
         last: tuple[int, bytes] | None = None
-        for space, key, value, crc in self._connection.rows(f"SELECT space, key, value, crc FROM {table}"):
-            if type(space) is not int or not 0 <= space < 256:
-                raise self._table_damage(table)
-            check_state_row(self._path, space, key, value, crc)
-            if last is not None and (space, key) <= last:
-                raise self._table_damage(table)
-            last = (space, key)
-            if space != HEAD_SPACE:
-                tallies[space] = tallies.get(space, Tally()).plus(crc)
+        with closing(self._connection.iter_rows(f"SELECT space, key, value, crc FROM {table}")) as rows:
+            for space, key, value, crc in rows:
+                if type(space) is not int or not 0 <= space < 256:
+                    raise self._table_damage(table)
+                check_state_row(self._path, space, key, value, crc)
+                if last is not None and (space, key) <= last:
+                    raise self._table_damage(table)
+                last = (space, key)
+                if space != HEAD_SPACE:
+                    tallies[space] = tallies.get(space, Tally()).plus(crc)
         if tallies != self.head.tallies_of(table):
             raise self._table_damage(table)
         self._verified.note(self.head, table)
@@ -190,13 +200,35 @@ class SqliteView(StateView):
         )
 
     def iter_space(self, space: Space) -> Iterator[tuple[bytes, bytes]]:
-        # Rows of the log hold two spaces in an order of their own: sorted in memory, encoded.
+        # Rows of the log hold two spaces, each in parts.
         if space == Space.OPERATION:
-            rows = [(operation_key(each.sequence), encode_operation(each)) for each in self.iter_operations()]
-            return reversed(rows)
+            return self._encoded_operations()
         if space == Space.SNAPSHOT:
-            return iter(sorted((entry.id, encode_entry(entry)) for entry in self.iter_snapshots()))
+            return heapq.merge(self._encoded_snapshots(), super().iter_space(space))
         return super().iter_space(space)
+
+    def _encoded_operations(self) -> Iterator[tuple[bytes, bytes]]:
+        for first in range(0, self.sequence + 1, ROWS_AT_ONCE):
+            for row in reversed(list(self.iter_log(first, first + ROWS_AT_ONCE))):
+                yield operation_key(row.sequence), encode_operation(decode_operation_row(self._path, row))
+
+    def _encoded_snapshots(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the snapshots that are in the log, in the order of their ids."""
+        self._verify_index()
+        last = b""
+        while True:
+            rows = self._connection.rows(
+                f"{LOG_COLUMNS} WHERE snapshot > ? ORDER BY snapshot LIMIT ?", last, ROWS_AT_ONCE
+            )
+            for fields in rows:
+                row = check_log_row(self._path, *fields)
+                entry = decode_entry_row(self._path, row)
+                if entry is None or entry.id <= last:
+                    raise self._index_damage("is out of order")
+                last = entry.id
+                yield last, encode_entry(entry)
+            if len(rows) < ROWS_AT_ONCE:
+                return
 
     # Snapshots: those that came alone are in the log, the others in a table of their own.
 
@@ -248,19 +280,23 @@ class SqliteView(StateView):
             self._load_index()
 
     def _load_index(self) -> None:
-        rows = self._connection.rows(
+        statement = (
             f"SELECT snapshot FROM log INDEXED BY {_INDEX_NAME} WHERE snapshot IS NOT NULL ORDER BY snapshot"
         )
         tally = Tally()
         last = b""
-        for (snapshot,) in rows:
-            if not isinstance(snapshot, bytes) or snapshot <= last:
-                raise damage(self._path, f"index {_INDEX_NAME!r} is out of order")
-            tally = tally.plus(index_crc(snapshot))
-            last = snapshot
+        with closing(self._connection.iter_rows(statement)) as rows:
+            for (snapshot,) in rows:
+                if not isinstance(snapshot, bytes) or snapshot <= last:
+                    raise self._index_damage("is out of order")
+                tally = tally.plus(index_crc(snapshot))
+                last = snapshot
         if tally != self.head.tally(INDEX):
-            raise damage(self._path, f"index {_INDEX_NAME!r} does not hold the snapshots that the head says")
+            raise self._index_damage("does not hold the snapshots that the head says")
         self._verified.note(self.head, _INDEX_NAME)
+
+    def _index_damage(self, finding: str) -> CorruptionError:
+        return damage(self._path, f"index {_INDEX_NAME!r} {finding}")
 
     def verify(self) -> None:
         """Read everything, and raise `CorruptionError` at the first damage."""
@@ -293,7 +329,7 @@ class SqliteView(StateView):
                 f"{LOG_COLUMNS} WHERE sequence BETWEEN ? AND ? ORDER BY sequence DESC LIMIT ?",
                 oldest,
                 expected,
-                _ROWS_AT_ONCE,
+                ROWS_AT_ONCE,
             )
             for fields in rows or [(None,)]:
                 if fields[0] != expected:
