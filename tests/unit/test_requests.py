@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -449,6 +451,23 @@ def test_reading_and_writing_go_on_side_by_side(distant: Remote) -> None:
         distant.reset()
         np.testing.assert_array_equal(array[:], values)
     assert distant.latency.most_at_once >= 2  # more on a machine with nothing else to do
+
+
+def test_many_threads_with_vstores_pipeline_have_as_many_requests_under_way(remote: Remote) -> None:
+    """An event loop's own threads are a few for each processor: with them, more readers than that would queue."""
+    values = values_of(1000)
+    fill(vstore.Repository.create(remote.storage), "a", values)
+    count = min((os.cpu_count() or 1) + 8, 30)
+    with enable():
+        array = opened(remote.another())
+        array[999]  # and the manifest
+        # Each waits for all others: they are under way at once, or this fails.
+        remote.meeting = threading.Barrier(count)
+        with ThreadPoolExecutor(count) as pool:
+            found = list(pool.map(lambda number: array[30 * number], range(count)))
+        remote.meeting = None
+    for number, row in enumerate(found):
+        np.testing.assert_array_equal(row, values[30 * number])
 
 
 def test_single_chunks_here_and_there_cost_a_request_and_their_bytes_each(remote: Remote) -> None:
