@@ -12,6 +12,7 @@ from benchmarks.measure import disk_usage
 from benchmarks.processes import Case, Outcome, Task, run
 from benchmarks.scales import Scale
 from benchmarks.systems import SYSTEMS, system_class, variants, why_unavailable
+from benchmarks.systems.base import DEFAULT_PIPELINE
 from benchmarks.workloads.base import Workload
 
 T = TypeVar("T")
@@ -57,6 +58,7 @@ def systems_of(case: Case, systems: Sequence[str]) -> list[str]:
 
 def run_once(workload: Workload, case: Case, system: str, *, profile: bool = False) -> Outcome:
     """Run the stages of one case with one system in a new folder; stop at the first error."""
+    kind = system_class(system)
     with tempfile.TemporaryDirectory(prefix="benchmarks-", ignore_cleanup_errors=True) as folder:
         total = Outcome()
         for stages in _processes(workload, case, system):
@@ -69,23 +71,26 @@ def run_once(workload: Workload, case: Case, system: str, *, profile: bool = Fal
             if outcome.error:
                 total.error = f"{'+'.join(stages)}: {outcome.error}".replace(folder, "<folder>")
                 break
-            if system_class(system).is_persistent:
+            if kind.is_persistent and not kind.is_distant:
                 total.stages[stages[-1]] |= {
                     "disk_bytes": after[0],
                     "disk_files": after[1],
                     "disk_growth_bytes": after[0] - before[0],
                     "disk_growth_files": after[1] - before[1],
                 }
+        kind.remove(Path(folder) / "store")
     return total
 
 
 def _processes(workload: Workload, case: Case, system: str) -> Iterator[tuple[str, ...]]:
     """Yield the stages of each process; what is only in memory needs one process for all."""
-    if system_class(system).is_persistent:
-        for stage in workload.stages_of(case):
+    kind = system_class(system)
+    stages = workload.stages_of(case, kind)
+    if kind.is_persistent:
+        for stage in stages:
             yield (stage,)
     else:
-        yield workload.stages_of(case)
+        yield stages
 
 
 def rotated(items: Sequence[T], number: int) -> list[T]:
@@ -102,7 +107,10 @@ def choose_systems(
     chosen, notes = [], []
     for name in SYSTEMS:
         for variant in variants(name) if workload.with_pipelines else [name]:
-            if not ({name, variant} & set(names)) or not workload.suits(SYSTEMS[name]):
+            asked = {name, variant, f"{variant}+{DEFAULT_PIPELINE}"}
+            if not (asked & set(names)) or not workload.suits(SYSTEMS[name]):
+                continue
+            if SYSTEMS[name].is_distant != workload.is_distant:
                 continue
             why = why_unavailable(variant)
             if why is None:

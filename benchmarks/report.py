@@ -9,11 +9,12 @@ from typing import Any
 
 from benchmarks.budgets import Bound, Outcome, judge
 from benchmarks.harness import Rounds
-from benchmarks.systems import BASELINE, LIMIT, system_class
+from benchmarks.systems import BASELINE, DISTANT_BASELINE, LIMIT, system_class
 from benchmarks.workloads import get_workload
 from benchmarks.workloads.base import Against, Column, Table, Unit
 
 _FACTORS = {Unit.MICROSECONDS: 1e6, Unit.MILLISECONDS: 1e3, Unit.SECONDS: 1.0, Unit.NUMBER: 1.0}
+_OTHERS = {Against.BASELINE: BASELINE, Against.DISTANT: DISTANT_BASELINE, Against.LIMIT: LIMIT}
 _BYTE_UNITS = ("B", "kB", "MB", "GB")
 
 
@@ -34,7 +35,7 @@ def figure(column: Column, system: str, results: dict[str, Rounds]) -> Figure | 
 
 
 def _values(column: Column, system: str, results: dict[str, Rounds]) -> Iterator[float | None]:
-    other = {Against.BASELINE: BASELINE, Against.LIMIT: LIMIT}.get(column.against)
+    other = _OTHERS.get(column.against)
     for number in range(len(results[system])):
         value = _metric(column, results[system], number)
         if other is None or value is None:
@@ -84,15 +85,57 @@ def _heading(results: dict[str, Any]) -> str:
 
 def _table(table: Table, label: str, results: dict[str, Rounds]) -> str:
     """Return a table as text; "" if it has nothing to tell."""
-    rows = [["system", *(column.header for column in table.columns)]]
-    failures: list[str] = []
-    for system, rounds in results.items():
-        cells = [_cell(column, figure(column, system, results)) for column in table.columns]
-        rows.append([_row_name(system), *cells])
-        failures.extend(f"{system} FAILED: {item['error']}" for item in rounds if item["error"])
+    rows = list(_iter_rows(table, results))
+    failures = [
+        f"{system} FAILED: {item['error']}"
+        for system, rounds in results.items()
+        for item in rounds
+        if item["error"]
+    ]
     if not failures and not any(any(row[1:]) for row in rows[1:]):
         return ""
     return "\n".join([f"{table.title}: {label}", align(_without_empty(rows)), *failures])
+
+
+def _iter_rows(table: Table, results: dict[str, Rounds]) -> Iterator[list[str]]:
+    yield ["system", *(column.header for column in table.columns)]
+    for system in results:
+        cells = [_cell(column, figure(column, system, results)) for column in table.columns]
+        if any(cells):
+            yield [_row_name(system), *cells]
+
+
+def show_side_by_side(results: dict[str, Any]) -> str:
+    """Return Markdown tables with a column for each system: seconds and requests of each stage."""
+    environment = results["environment"]
+    versions = ", ".join(f"{name} {text}" for name, text in environment["versions"].items() if text)
+    heading = (
+        f"{environment['date'][:10]}, {results['scale']} run of {results['rounds']} round(s), vstore at "
+        f"{environment['commit']}, Python {environment['python']}, {environment['cpus']} CPUs; {versions}. "
+        "Seconds, and in brackets requests."
+    )
+    parts = [heading]
+    for name, cases in results["workloads"].items():
+        for label, systems in cases.items():
+            rows = [_side_by_side(table, systems) for table in get_workload(name).tables]
+            header = [label, *systems]
+            rule = ["---", *("---:" for _ in systems)]
+            lines = [f"| {' | '.join(row)} |" for row in (header, rule, *filter(None, rows))]
+            parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _side_by_side(table: Table, results: dict[str, Rounds]) -> list[str] | None:
+    """Return a row for a table whose first column is a time, and which has one of requests; None if it is empty."""
+    seconds = table.columns[0]
+    requests = next(column for column in table.columns if column.metric == "requests")
+    cells = []
+    for system in results:
+        time, count = figure(seconds, system, results), figure(requests, system, results)
+        cells.append(
+            "" if time is None or count is None else f"{_short(time.median)} ({_short(count.median)})"
+        )
+    return [table.title.partition(" ")[2], *cells] if any(cells) else None
 
 
 def _judgement(workload: str, results: dict[str, Any]) -> str:
@@ -156,7 +199,7 @@ def _cell(column: Column, found: Figure | None) -> str:
 
 
 def _number(column: Column, value: float) -> str:
-    if column.against is Against.BASELINE:
+    if column.against in (Against.BASELINE, Against.DISTANT):
         return f"{_short(value)}x"
     if column.unit is Unit.BYTES:
         return _bytes(value)

@@ -38,6 +38,16 @@ class Scale:
     """How often in each round the workloads run that take a few seconds only: W4, W6, W8, W9."""
     repeats_of_start: int
     """The same for W10, which takes less than a second."""
+    distant_bulk: tuple[tuple[int, int], ...]
+    """Bytes of a chunk, number of chunks; of D1, as are all below of D1 to D4."""
+    distant_commits: int
+    distant_threads: int
+    distant_reads: int
+    """Chunks that each of the threads reads."""
+    distant_grid: tuple[int, int]
+    distant_arrays: int
+    distant_variables: int
+    distant_history: int
     systems: tuple[str, ...] | None = None
     """What runs unless the command names systems; None for all."""
 
@@ -64,6 +74,14 @@ FULL = Scale(
     rerun=(64 * KIB, 1_024),
     repeats_of_short=2,
     repeats_of_start=3,
+    distant_bulk=((4 * KIB, 2_000), (64 * KIB, 2_000), (MIB, 200)),
+    distant_commits=5,
+    distant_threads=8,
+    distant_reads=25,
+    distant_grid=(40, 50),
+    distant_arrays=1_000,
+    distant_variables=30,
+    distant_history=100,
     systems=(
         "vstore",
         "vstore-memory",
@@ -96,6 +114,14 @@ QUICK = Scale(
     rerun=(64 * KIB, 128),
     repeats_of_short=1,
     repeats_of_start=2,
+    distant_bulk=((64 * KIB, 200),),
+    distant_commits=2,
+    distant_threads=8,
+    distant_reads=5,
+    distant_grid=(10, 12),
+    distant_arrays=100,
+    distant_variables=10,
+    distant_history=12,
     systems=("vstore", "icechunk", "zarr-local", "zarr-memory", "tensorstore-ocdbt", "limit-file"),
 )
 
@@ -119,6 +145,14 @@ SMOKE = Scale(
     rerun=(4 * KIB, 10),
     repeats_of_short=1,
     repeats_of_start=1,
+    distant_bulk=((4 * KIB, 20),),
+    distant_commits=2,
+    distant_threads=2,
+    distant_reads=3,
+    distant_grid=(3, 4),
+    distant_arrays=5,
+    distant_variables=3,
+    distant_history=4,
     systems=("vstore", "zarr-memory"),
 )
 

@@ -145,6 +145,10 @@ class Walk:
     def met_again(self, digest: Digest) -> None:
         """Hear of a metadata blob that is not entered again; `spine` is what it was met below."""
 
+    def _expect(self, refs: Iterable[BlobRef]) -> None:
+        """Have an object store asked at once for what is about to be visited."""
+        self.blobs.expect(ref for ref in refs if ref.digest not in self._seen)
+
     def _named_once(self, needed: NeededBlob) -> Iterator[NeededBlob]:
         place = needed.ref.digest + needed.ref.pack
         if place not in self._named:
@@ -185,6 +189,7 @@ class Walk:
             if page.level == 0:
                 return visit_leaf(page, needed)
             children = [place.below(page, index) for index in range(len(page.keys))]
+            self._expect(child.ref for child in children)
             return (self.page(child, what, visit_leaf) for child in children)
 
         yield from self._metadata(needed, below)
@@ -197,6 +202,8 @@ class Walk:
             for tag, value in zip(page.tags, page.values, strict=True)
         ]
         names = list(map(path_of, page.keys))
+        few = (node.tiles for node in contents if isinstance(node, Node) and node.tiles is not None)
+        self._expect(ref for tiles in few for ref in _manifests(tiles.few.values()))
         return (
             self.node(name, content, holder) if isinstance(content, Node) else self.value(name, content)
             for name, content in zip(names, contents, strict=True)
@@ -228,6 +235,7 @@ class Walk:
         def leaf(page: Page, holder: NeededBlob) -> Iterable[Iterator[Found]]:
             indices = [check_tile_key(key, tiles.extents) for key in page.keys]
             pointers = list(map(decode_pointer, page.values))
+            self._expect(_manifests(pointers))
             return (
                 self.tile(path, tile, tiles.extents, pointer, holder)
                 for tile, pointer in zip(indices, pointers, strict=True)
@@ -283,3 +291,9 @@ class Walk:
             manifest.lengths[rows],
             manifest.positions[rows],
         )
+
+
+def _manifests(pointers: Iterable[TilePointer]) -> Iterator[BlobRef]:
+    """Yield the manifests that are blobs of their own."""
+    for pointer in pointers:
+        yield from (layer.manifest for layer in pointer.layers if isinstance(layer.manifest, BlobRef))

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.systems.base import DEFAULT_PIPELINE, System
+from benchmarks.systems.distant import DISTANT
 from benchmarks.systems.icechunk import Icechunk, IcechunkMemory
 from benchmarks.systems.limits import LimitFile, LimitFiles, LimitMemory
 from benchmarks.systems.tensorstore import TensorStoreFile, TensorStoreOcdbt
@@ -27,10 +28,12 @@ SYSTEMS: dict[str, type[System]] = {
         LimitFile,
         LimitFiles,
         LimitMemory,
+        *DISTANT,
     )
 }
 
 BASELINE = "icechunk"
+DISTANT_BASELINE = "icechunk-s3"
 LIMIT = "limit-file"
 
 # The modules that a pipeline other than the default needs; Zarr before 3.4 has no fused pipeline.

@@ -50,6 +50,8 @@ class System(ABC):
     """Whether another process can read what this one wrote."""
     is_durable: ClassVar[bool] = False
     """Whether what was acknowledged survives a power cut."""
+    is_distant: ClassVar[bool] = False
+    """Whether it lies in an object store, and nothing in the folder."""
     pipelines: ClassVar[tuple[str, ...]] = (DEFAULT_PIPELINE,)
     """Zarr codec pipelines that make a difference to it."""
 
@@ -72,6 +74,10 @@ class System(ABC):
     def requests(self) -> Mapping[str, int]:
         """Return how many requests of each kind were sent to an object store so far, if they are counted."""
         return {}
+
+    @classmethod  # noqa: B027  most lie in the folder
+    def remove(cls, folder: Path) -> None:
+        """Remove what lies elsewhere on behalf of `folder`, which is removed itself."""
 
     def close(self) -> None:  # noqa: B027  most hold nothing open
         """Let go of files and connections."""

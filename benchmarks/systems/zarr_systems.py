@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 FUSED = "fused"
 OWN = "own"
+WIDE = "wide"
+"""The default pipeline, with more requests at once."""
 
+_MANY_AT_ONCE = 64
 _FUSED_PATH = "zarr.core.codec_pipeline.FusedCodecPipeline"
 
 
@@ -23,6 +26,8 @@ def use_pipeline(name: str) -> None:
     if name == FUSED:
         # One thread: without compression more of them only wait for each other.
         zarr.config.set({"codec_pipeline.path": _FUSED_PATH, "codec_pipeline.max_workers": 1})
+    elif name == WIDE:
+        zarr.config.set({"async.concurrency": _MANY_AT_ONCE})
     elif name == OWN:
         zarr.config.set({"codec_pipeline.path": own_pipeline_path()})
 
@@ -75,6 +80,8 @@ class ZarrSystem(System):
     """A system whose arrays zarr reads and writes."""
 
     packages: ClassVar[tuple[str, ...]] = ("zarr",)
+    wants_consolidated: ClassVar[bool] = False
+    """Whether xarray should write all metadata once more in one document."""
 
     def __init__(self, folder: Any, pipeline: str = DEFAULT_PIPELINE) -> None:
         super().__init__(folder, pipeline)

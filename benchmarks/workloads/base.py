@@ -43,6 +43,8 @@ class Stage:
     """Started by another stage, not by the harness."""
     applies: Callable[[Case], bool] | None = None
     """Which cases it is for; None for all."""
+    systems: type[System] = System
+    """Which systems it is for."""
 
 
 class Unit(Enum):
@@ -60,6 +62,7 @@ class Against(Enum):
 
     NOTHING = ""
     BASELINE = "times better than icechunk"
+    DISTANT = "times better than icechunk, far away"
     LIMIT = "more than one file and a sync"
 
 
@@ -93,6 +96,8 @@ class Workload:
     tables: tuple[Table, ...]
     with_pipelines: bool = False
     """Whether systems are also run with zarr's other codec pipelines."""
+    is_distant: bool = False
+    """Whether it is for systems in an object store that is far away, instead of for all others."""
     rounds: Callable[[Scale, int], int] = lambda scale, rounds: rounds
     """How many rounds it takes when the command asks for so many."""
 
@@ -100,12 +105,14 @@ class Workload:
     def name(self) -> str:
         return self.names[0]
 
-    def stages_of(self, case: Case) -> tuple[str, ...]:
-        """Return the stages that the harness runs for a case, in order."""
+    def stages_of(self, case: Case, system: type[System]) -> tuple[str, ...]:
+        """Return the stages that the harness runs for a case with a system, in order."""
         return tuple(
             name
             for name, stage in self.stages.items()
-            if not stage.is_helper and (stage.applies is None or stage.applies(case))
+            if not stage.is_helper
+            and (stage.applies is None or stage.applies(case))
+            and issubclass(system, stage.systems)
         )
 
 

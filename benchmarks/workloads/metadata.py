@@ -45,7 +45,7 @@ def create(system: System, context: Context) -> Metrics:
     import zarr
 
     assert isinstance(system, ZarrSystem)
-    nodes = _nodes(_paths(context.case))
+    nodes = make_nodes(_paths(context.case))
     system.configure()
     system.create()
     before = dict(system.requests())
@@ -66,7 +66,7 @@ def _paths(case: Case) -> list[str]:
     return [f"a{n:05d}" for n in range(case["arrays"])]
 
 
-def _nodes(paths: list[str]) -> dict[str, Any]:
+def make_nodes(paths: list[str]) -> dict[str, Any]:
     """Return arrays as xarray would write them, and the groups above them."""
     from zarr.core.group import GroupMetadata
     from zarr.core.metadata import ArrayV3Metadata
@@ -116,7 +116,7 @@ def look(system: System, context: Context) -> Metrics:
         import xarray
 
         count = len(paths)
-        _open_small(xarray)
+        open_small(xarray)
         with measuring(peak=False) as measured:
             dataset = xarray.open_zarr(system.readable_store(), consolidated=False, chunks=None)
         metrics["xarray_s"] = measured.seconds
@@ -139,14 +139,14 @@ def _walk(system: ZarrSystem, arrays: int) -> Metrics:
     return {"members_s": walked.seconds, "list_nested_s": listed.seconds}
 
 
-def _open_small(xarray: Any) -> None:
-    """Have xarray import what it imports late."""
+def open_small(xarray: Any) -> Any:
+    """Have xarray import what it imports late; return what it opened."""
     import zarr
 
     store = zarr.storage.MemoryStore()
-    for _ in zarr.create_hierarchy(store=store, nodes=_nodes(["a"])):
+    for _ in zarr.create_hierarchy(store=store, nodes=make_nodes(["a"])):
         pass
-    xarray.open_zarr(store, consolidated=False, chunks=None)
+    return xarray.open_zarr(store, consolidated=False, chunks=None)
 
 
 async def _list_dir(store: Any, folder: str = "") -> list[str]:

@@ -15,7 +15,11 @@ import pytest
 
 from benchmarks.budgets import BUDGETS, judge
 from benchmarks.data import WrongDataError, check, values
+from benchmarks.distant import RESULTS as DISTANT_RESULTS
+from benchmarks.distant import main as run_distant
+from benchmarks.distant import with_tables
 from benchmarks.harness import choose_systems, rotated, systems_of
+from benchmarks.line import RequestHeads, kind_of
 from benchmarks.measure import disk_usage, measuring
 from benchmarks.processes import Task
 from benchmarks.report import align, figure, show_budgets, show_results
@@ -24,9 +28,10 @@ from benchmarks.systems import SYSTEMS, why_unavailable
 from benchmarks.systems.base import Reader
 from benchmarks.systems.zarr_systems import ZarrMemory
 from benchmarks.worker import run_task
-from benchmarks.workloads import NAMES, PLANNED, get_workload, get_workloads
+from benchmarks.workloads import DISTANT_NAMES, NAMES, PLANNED, get_workload, get_workloads
 from benchmarks.workloads.base import Against, Column
 from benchmarks.workloads.commits import p99
+from tests.servers import find
 
 ROOT = Path(__file__).resolve().parents[2]
 FUSED_MEMORY = [name for name in ("zarr-memory+fused",) if why_unavailable(name) is None]
@@ -153,6 +158,59 @@ def test_the_page_shows_the_budgets_of_the_newest_saved_run() -> None:
         assert path.with_suffix(".txt").read_text() == show_results(json.loads(path.read_text())), path.name
 
 
+# --- far away -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.server
+def test_a_small_run_far_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    find("ministack")
+    saved = tmp_path / "results.json"
+    arguments = ["--smoke", "--latency-ms", "1", "--systems", "vstore-s3", "--json", str(saved)]
+    assert run_distant([*arguments, "--only", "D4"]) == 0
+    shown = capsys.readouterr().out
+    assert "D4 small commits" in shown
+    results = json.loads(saved.read_text())
+    (case,) = results["workloads"]["D4"].values()
+    (round_,) = case["vstore-s3"]
+    assert round_["error"] is None
+    commits = round_["stages"]["commit"]
+    # Of each commit a pack, a record and the hint, and of the tag the last two.
+    assert commits["requests_put"] == 3 * 4 + 2
+    assert commits["sent_bytes"] > 4 * 4096
+    assert round_["stages"]["collect"]["objects"] > 0
+
+
+def test_the_line_knows_requests_however_their_bytes_come() -> None:
+    put = b"PUT /bucket/a%20b HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n0123\r\n\r\n89"
+    get = b"GET /bucket?list-type=2&prefix=a HTTP/1.1\r\nHost: x\r\n\r\n"
+    stream = put + get + put
+    for size in (1, 7, len(stream)):
+        heads = RequestHeads()
+        found = [
+            head for start in range(0, len(stream), size) for head in heads.feed(stream[start : start + size])
+        ]
+        assert [kind_of(*head) for head in found] == ["put", "list", "put"]
+    with pytest.raises(ValueError, match="how long"):
+        RequestHeads().feed(b"PUT /bucket/a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+
+
+def test_kinds_of_requests() -> None:
+    assert kind_of("GET", "/bucket/a/b") == "get"
+    assert kind_of("HEAD", "/bucket/a") == "head"
+    assert kind_of("GET", "/bucket?prefix=a") == "list"
+    assert kind_of("POST", "/bucket?delete") == "delete"
+    assert kind_of("PUT", "/bucket/a?partNumber=1&uploadId=x") == "part"
+
+
+def test_the_page_about_requests_shows_the_newest_run_far_away() -> None:
+    saved = sorted(DISTANT_RESULTS.glob("*.json"))
+    page = (ROOT / "docs/requests.md").read_text()
+    newest = json.loads(saved[-1].read_text()) if saved else None
+    assert page == with_tables(page, newest), "python -m benchmarks.distant --write-page puts them there"
+    for path in saved:
+        assert path.with_suffix(".txt").read_text() == show_results(json.loads(path.read_text())), path.name
+
+
 # --- data are verified --------------------------------------------------------------------------------------
 
 
@@ -180,7 +238,7 @@ def test_a_system_that_loses_data_fails(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(SYSTEMS, "zarr-memory", _Forgetful)
     workload = get_workload("W1")
     (case,) = workload.cases(SMOKE)
-    outcome = run_task(Task("W1", "zarr-memory", case, workload.stages_of(case), str(tmp_path)))
+    outcome = run_task(Task("W1", "zarr-memory", case, workload.stages_of(case, _Forgetful), str(tmp_path)))
     assert outcome.error is not None
     assert outcome.error.startswith("WrongDataError: the first read")
     assert set(outcome.stages) == {"write"}
@@ -238,6 +296,7 @@ def test_the_99th_percentile_of_few_is_the_largest() -> None:
 def test_every_number_has_a_workload_or_a_plan() -> None:
     numbered = {name for name in (*NAMES, *PLANNED) if name.startswith("W")}
     assert numbered == {f"W{n}" for n in range(1, 11)}
+    assert all(get_workload(name).is_distant == (name in DISTANT_NAMES) for name in (*NAMES, *DISTANT_NAMES))
 
 
 def test_measuring(tmp_path: Path) -> None:

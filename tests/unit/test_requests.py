@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,10 +22,12 @@ from tests.repositories import GROUP, array_document, commit, write
 from vstore.blobs.cache import CACHE
 from vstore.catalog.state import encode_identity
 from vstore.format.log_record import LogRecord, decode_log_object, encode_record
+from vstore.history import require_entry
 from vstore.ids import new_nonce
 from vstore.keys.objects import LATEST, log_name
 from vstore.storage.objects import ObjectStorage
 from vstore.testing.latency import LatencyStore
+from vstore.worktree.contents import StoredChunk
 from vstore.zarr_pipeline import enable
 
 FUSED = "zarr.core.codec_pipeline.FusedCodecPipeline"
@@ -42,6 +46,7 @@ class Remote:
         self.ranges: list[tuple[str, int, int]] = []
         self.bytes_read = 0
         self.meeting: threading.Barrier | None = None
+        self.late = 0
         self.storage = _NotingStorage(self.latency)
         self.storage.remote = self
 
@@ -54,6 +59,7 @@ class Remote:
         self.names.clear()
         self.ranges.clear()
         self.bytes_read = 0
+        self.late = 0
 
     def another(self) -> vstore.Repository:
         """Open the repository as another process would, from its distance."""
@@ -69,6 +75,8 @@ class _NotingStorage(ObjectStorage):
     def read(self, name: str, offset: int, length: int) -> memoryview:
         self._note("read", name)
         self.remote.ranges.append((name, offset, length))
+        # By who waits for it, and not by the threads that fetch what is needed soon.
+        self.remote.late += not threading.current_thread().name.startswith("vstore-read")
         self.remote.bytes_read += length
         return super().read(name, offset, length)
 
@@ -247,6 +255,103 @@ def test_listing_takes_no_request_once_the_head_is_open(remote: Remote) -> None:
     assert remote.requests.total() == 0
 
 
+def test_opening_all_arrays_takes_no_more_than_listing_them(remote: Remote) -> None:
+    """Names and documents are in the same pages: what was fetched for one is at hand for the other."""
+    session = vstore.Repository.create(remote.storage).writable_session("main")
+    write(
+        session, {"zarr.json": GROUP} | {f"a{n:04d}/zarr.json": array_document((n + 1,)) for n in range(500)}
+    )
+    session.commit("more than a page")
+    group = zarr.open_group(remote.another().readonly_session("main").store, mode="r")
+    remote.reset()
+    assert len(list(group.members())) == 500
+    assert remote.requests.total() == 0
+
+
+def test_pages_of_many_commits_are_fetched_once_each(remote: Remote) -> None:
+    repository = vstore.Repository.create(remote.storage)
+    documents = {f"a{n:04d}/zarr.json": array_document((n + 1,)) for n in range(0, 500, 2)}
+    commit(repository, {"zarr.json": GROUP} | documents)
+    for number in range(1, 500, 25):
+        commit(repository, {f"a{number:04d}/zarr.json": array_document((number + 1,))})
+    group = zarr.open_group(remote.another().readonly_session("main").store, mode="r")
+    assert len(list(group.members())) == 260
+    assert len(remote.ranges) == len(set(remote.ranges)) > 5
+
+
+def test_metadata_that_is_expected_is_fetched_at_once(remote: Remote) -> None:
+    repository = vstore.Repository.create(remote.storage)
+    entries = []
+    for number in range(4):
+        commit(repository, {f"v{number}": b"x" * 100})
+        with repository.handle.catalog.reading() as view:
+            entries.append(require_entry(view, bytes.fromhex(repository.lookup_branch("main"))))
+    blobs = remote.another().handle.blobs_for(None)
+    refs = [entry.ref for entry in entries]
+    # Each waits for the others: they are under way at once, or this fails.
+    remote.meeting = threading.Barrier(4)
+    blobs.expect(refs)
+    found = [blobs.snapshot(ref) for ref in refs]
+    remote.meeting = None
+    assert len({snapshot.root for snapshot in found}) == 4
+    remote.reset()
+    blobs.expect(refs)
+    assert remote.requests.total() == 0, "they are at hand"
+
+
+def of_many_tiles(remote: Remote) -> tuple[vstore.Repository, str]:
+    """Make an array of 64 tiles, 40 of them written, each by a commit of its own; also return the first of these."""
+    repository = vstore.Repository.create(remote.storage)
+    session = repository.writable_session("main")
+    shape = (2048, 2048)
+    array = zarr.create_array(
+        session.store, name="a", shape=shape, chunks=(2, 2), dtype="i4", compressors=None
+    )
+    session.commit("make")
+    extents = session.tree.nodes.node("a").array.extents  # type: ignore[union-attr]
+    assert (1024 // extents[0]) * (1024 // extents[1]) == 64
+    snapshots = []
+    for number in range(40):
+        session = repository.writable_session("main")
+        array = zarr.open_array(session.store, path="a")
+        row, column = 2 * extents[0] * (number // 8), 2 * extents[1] * (number % 8)
+        # More than what lies in the page itself.
+        array[row : row + 40, column : column + 40] = number + 1
+        snapshots.append(session.commit(f"tile {number}"))
+    return repository, snapshots[0]
+
+
+def test_manifests_of_many_tiles_are_fetched_before_they_are_needed(remote: Remote) -> None:
+    _, first = of_many_tiles(remote)
+
+    async def count_keys(store: Any) -> int:
+        return len([key async for key in store.list_prefix("a/c")])
+
+    session = remote.another().readonly_session("main")
+    remote.reset()
+    assert asyncio.run(count_keys(session.store)) == 40 * 400
+    assert len(remote.ranges) == len(set(remote.ranges)) >= 39
+    assert remote.late <= 4, "a page or two, and the first manifest"
+    session = remote.another().readonly_session("main")
+    remote.reset()
+    (boxes,) = session.diff(snapshot_id=first).chunk_boxes.values()
+    assert len(boxes) > 0
+    assert len(remote.ranges) >= 39
+    assert remote.late <= 8
+
+
+def test_a_history_that_has_left_the_record_comes_in_few_requests(remote: Remote) -> None:
+    repository = vstore.Repository.create(remote.storage)
+    for number in range(120):
+        commit(repository, {"v": b"%d" % number})
+    again = remote.another()
+    with again.handle.catalog.reading() as view:
+        assert len(list(view.iter_pages())) > 5, "nothing was spilled"
+    again = remote.another()
+    assert len(list(again.ancestry(branch="main"))) == 121
+    assert remote.late <= 4, "a root, and the pages of the first look-ups"
+
+
 # --- writing -------------------------------------------------------------------------------------------------
 
 
@@ -264,6 +369,25 @@ def test_small_chunks_go_up_in_packs(remote: Remote, name: str, count: int) -> N
     assert remote.requests["put"] == packs + 2 + registration
     assert remote.requests["list"] == remote.requests["head"] == 0
     assert remote.requests["get"] + remote.requests["get_range"] <= 4 + 2 * registration
+
+
+def test_chunks_lie_in_packs_as_readers_want_them_whichever_came_first(remote: Remote) -> None:
+    session = vstore.Repository.create(remote.storage).writable_session("main")
+    write(session, {f"{name}/zarr.json": array_document((4, 50), chunks=(1, 1)) for name in "ab"})
+    keys = [f"{name}/c/{row}/{column}" for column in range(50) for row in range(4) for name in "ab"]
+    write(session, {key: key.encode() * 100 for key in reversed(keys)})
+    session.commit("backwards, and column by column")
+    tree = remote.another().readonly_session("main").tree
+    found = [tree.find(key) for key in sorted(keys, key=_numbers)]
+    places = [source.ref for source in found if isinstance(source, StoredChunk)]
+    assert len(places) == len(keys)
+    assert len({ref.pack for ref in places}) == 1
+    assert [ref.offset for ref in places] == sorted(ref.offset for ref in places)
+
+
+def _numbers(key: str) -> tuple[str, int, int]:
+    name, _, row, column = key.split("/")
+    return name, int(row), int(column)
 
 
 def test_a_small_commit_by_a_warm_handle(remote: Remote) -> None:
@@ -327,6 +451,23 @@ def test_reading_and_writing_go_on_side_by_side(distant: Remote) -> None:
         distant.reset()
         np.testing.assert_array_equal(array[:], values)
     assert distant.latency.most_at_once >= 2  # more on a machine with nothing else to do
+
+
+def test_many_threads_with_vstores_pipeline_have_as_many_requests_under_way(remote: Remote) -> None:
+    """An event loop's own threads are a few for each processor: with them, more readers than that would queue."""
+    values = values_of(1000)
+    fill(vstore.Repository.create(remote.storage), "a", values)
+    count = min((os.cpu_count() or 1) + 8, 30)
+    with enable():
+        array = opened(remote.another())
+        array[999]  # and the manifest
+        # Each waits for all others: they are under way at once, or this fails.
+        remote.meeting = threading.Barrier(count)
+        with ThreadPoolExecutor(count) as pool:
+            found = list(pool.map(lambda number: array[30 * number], range(count)))
+        remote.meeting = None
+    for number, row in enumerate(found):
+        np.testing.assert_array_equal(row, values[30 * number])
 
 
 def test_single_chunks_here_and_there_cost_a_request_and_their_bytes_each(remote: Remote) -> None:

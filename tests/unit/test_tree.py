@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from unittest import mock
 
 import numpy as np
@@ -48,6 +49,7 @@ class Pages:
         self.written: list[BlobRef] = []
         self.read: list[BlobRef] = []
         self.listed: list[BlobRef] = []
+        self.expected: list[list[BlobRef]] = []
 
     def page(self, ref: BlobRef) -> Page:
         self.read.append(ref)
@@ -62,6 +64,9 @@ class Pages:
         self.listed.append(ref)
         return decode_page_names(self.by_digest[ref.digest])
 
+    def expect(self, refs: Iterable[BlobRef]) -> None:
+        self.expected.append(list(refs))
+
     def add_page(self, data: bytes, page: object = None) -> BlobRef:
         ref = BlobRef(blake3_digest(data), PACK, 16 + len(self.written), len(data))
         self.by_digest[ref.digest] = data
@@ -69,7 +74,7 @@ class Pages:
         return ref
 
     def forget(self) -> None:
-        self.written, self.read, self.listed = [], [], []
+        self.written, self.read, self.listed, self.expected = [], [], [], []
 
 
 POLICY = TreePolicy(leaf_bytes=640, leaf_entries=16, measure=measure)
@@ -561,3 +566,90 @@ def test_a_tree_that_is_too_deep_is_refused(walk):
     pages = Pages()
     with pytest.raises(CorruptionError, match="is of level 1, where one of level 0 belongs"):
         walk(pages, too_deep(pages))
+
+
+# --- what the store hears beforehand -------------------------------------------------------------------------
+
+
+def walk_entries(pages: Pages, root: Child | None) -> None:
+    list(iter_entries(pages, root))
+
+
+def walk_backwards(pages: Pages, root: Child | None) -> None:
+    list(iter_reversed(pages, root))
+
+
+def walk_keys(pages: Pages, root: Child | None) -> None:
+    list(NameCursor(pages, root).iter_keys(b"", None))
+
+
+def walk_names(pages: Pages, root: Child | None) -> None:
+    list(NameCursor(pages, root).iter_names(b"", None))
+
+
+@pytest.mark.parametrize("walk", [walk_entries, walk_backwards, walk_keys, walk_names])
+def test_a_walk_says_which_pages_it_will_read(walk) -> None:
+    pages = Pages()
+    root = tree_of(pages, 500)
+    assert root is not None
+    assert pages.decode(root.ref).level == 1
+    count = len(pages.decode(root.ref).keys)
+    pages.forget()
+    walk(pages, root)
+    leaves = [ref for ref in (pages.listed or pages.read) if ref != root.ref]
+    assert len(leaves) == count
+    assert [ref for told in pages.expected for ref in told] == leaves, "each once, in the order of reading"
+    assert [len(told) for told in pages.expected] == [4, 16, count - 20]
+
+
+def test_a_walk_that_ends_soon_has_asked_for_little() -> None:
+    pages = Pages()
+    root = tree_of(pages, 500)
+    pages.forget()
+    next(iter_entries(pages, root))
+    next(iter_reversed(pages, root))
+    list(iter_entries(pages, root, number(250), number(251)))
+    assert [len(told) for told in pages.expected] == [4, 4], "of a single page there is nothing to say"
+
+
+def test_a_small_tree_is_fetched_whole_for_who_looks_up_many() -> None:
+    pages = Pages()
+    root = tree_of(pages, 500)
+    assert root is not None
+    leaves = [decode_child(value).ref for value in pages.decode(root.ref).values]
+    pages.forget()
+    get(pages, root, number(7))
+    assert pages.expected == []
+    get(pages, root, number(7), is_one_of_many=True)
+    assert pages.expected == [leaves]
+
+
+def test_all_pages_that_an_update_touches_are_expected_at_once() -> None:
+    pages = Pages()
+    root = tree_of(pages, 500)
+    pages.forget()
+    keys = [number(3), number(4), number(250), number(490)]
+    put(pages, root, {key: entry(key, b"new") for key in keys})
+    (told,) = pages.expected
+    assert len(told) == 3
+    assert set(told) <= set(pages.read)
+
+
+def test_pages_in_which_two_trees_differ_are_expected_at_once() -> None:
+    pages = Pages()
+    before = tree_of(pages, 500)
+    keys = [number(3), number(250), number(490)]
+    after = put(pages, before, {key: entry(key, b"new") for key in keys})
+    pages.forget()
+    assert [found.key for found in iter_differences(pages, before, pages, after)] == keys
+    told = {ref for refs in pages.expected for ref in refs}
+    assert told <= set(pages.read), "no page that both have"
+    assert max(map(len, pages.expected)) == 3
+
+
+def test_a_walk_over_all_pages_says_which_are_below() -> None:
+    pages = Pages()
+    root = tree_of(pages, 500)
+    pages.forget()
+    list(iter_pages(pages, root, lambda ref: False))
+    assert pages.expected == [pages.read[1:]]

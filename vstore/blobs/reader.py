@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from vstore.blobs.cache import CACHE
+from vstore.blobs.cache import CACHE, cached_blob
 from vstore.blobs.moved import IndexedFooter, Relocations
 from vstore.blobs.once import Once, check_may_wait
 from vstore.blobs.spans import ByteSpan as ByteSpan
@@ -52,6 +52,7 @@ T = TypeVar("T")
 
 _MAX_METADATA_BYTES = 256 * 1024 * 1024
 _TAIL_BYTES = 16 * 1024
+_DECODED = ("page", "names", "layer", "snapshot")
 _STRETCH_LIMIT_BYTES = 8 * 1024 * 1024
 _MOVE_TRIES = 4
 """Looks for a blob while compact keeps moving it: each takes another run of compact and two of gc in between."""
@@ -107,7 +108,8 @@ class BlobReader:
         """Return only the keys and tags of a page."""
         names = CACHE.get(("page", ref.digest)) or CACHE.get(("names", ref.digest))
         if names is None:
-            data = self.metadata(ref, "a page of the hierarchy")
+            # Who lists pages often wants them whole a moment later.
+            data = self.metadata(ref, "a page of the hierarchy", keep=True)
             names = self._decoded(decode_page_names, data, ref)
             CACHE.put(("names", ref.digest), names, _page_size(names.keys))
         return names
@@ -127,11 +129,11 @@ class BlobReader:
             remember_snapshot(ref, snapshot)
         return snapshot
 
-    def metadata(self, ref: BlobRef, what: str) -> memoryview:
-        """Return a whole blob's verified bytes; `what` says what it holds, for messages."""
+    def metadata(self, ref: BlobRef, what: str, *, keep: bool = False) -> memoryview:
+        """Return a whole blob's verified bytes, which the cache may `keep`; `what` says what it holds, for messages."""
         if ref.length > _MAX_METADATA_BYTES:
             raise CorruptionError(f"{what} claims to be {ref.length} bytes long")
-        return self._whole(ref, what, verify=True, reach=0, keep=False)
+        return self._whole(ref, what, verify=True, reach=0, keep=keep)
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """Return what `make` makes of metadata; where that may take a request, one thread does it for all."""
@@ -147,6 +149,18 @@ class BlobReader:
             return
         if CACHE.get(("snapshot", snapshot.digest)) is None:
             self.remote.fetcher.begin(snapshot.pack, offset, offset + length)
+
+    def expect(self, refs: Iterable[BlobRef]) -> None:
+        """Begin to fetch metadata that will be read soon, neighbours in a pack together.
+
+        Of an object store, and what is not at hand; nothing is waited for, and a failure shows when it is read.
+        """
+        if self.remote is None:
+            return
+        from vstore.blobs.ahead import plan_stretches
+
+        for pack, start, stop in plan_stretches(ref for ref in refs if not _is_at_hand(ref)):
+            self.remote.fetcher.begin(pack, start, stop)
 
     def _decoded(self, decode: Callable[[memoryview], T], data: memoryview, ref: BlobRef) -> T:
         try:
@@ -323,6 +337,13 @@ class BlobReader:
 
 
 _ONCE = Once()
+
+
+def _is_at_hand(ref: BlobRef) -> bool:
+    """Tell whether metadata was decoded, or its bytes kept, before."""
+    if cached_blob(ref.digest) is not None:
+        return True
+    return any(CACHE.get((kind, ref.digest)) is not None for kind in _DECODED)
 
 
 def _part(ref: BlobRef, span: ByteSpan) -> BlobRef:

@@ -34,7 +34,7 @@ class RemoteBlobs:
 
     def whole(self, ref: BlobRef, reach: int, *, keep: bool = True) -> memoryview:
         """Return a whole blob; kept, unless its reader keeps what it makes of it."""
-        found = cached_blob(ref.digest) if keep else None
+        found = cached_blob(ref.digest)
         if found is not None:
             return found
         check_may_wait()

@@ -11,6 +11,7 @@ import threading
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,10 @@ _READ_TRIES = REMOTE_TRIES + 1
 """Looks for a blob that goes from pack to pack while it is read."""
 _IN_MEMORY = 0xFFFF_FFFF
 
+Order: TypeAlias = tuple[str, bytes, int]
+"""Where readers will look for a blob: the array, the tile, the position in it."""
+NO_ORDER: Order = ("", b"", 0)
+
 
 @dataclass(slots=True)
 class Waiting:
@@ -38,6 +43,7 @@ class Waiting:
     kind: BlobKind
     digest: Digest
     data: bytes | memoryview
+    order: Order = NO_ORDER
     users: int = 1
 
 

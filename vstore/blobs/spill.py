@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,10 @@ class PackSpill:
     def names(self, ref: BlobRef) -> PageNames:
         """Return only the keys and tags of a page."""
         return self._blobs.names(ref)
+
+    def expect(self, refs: Iterable[BlobRef]) -> None:
+        """Begin to fetch pages that will be read soon."""
+        self._blobs.expect(refs)
 
     @contextmanager
     def write_pages(self) -> Iterator[MetadataBatch]:

@@ -24,7 +24,7 @@ from vstore.blobs.buffers import give_back, take_buffer
 from vstore.blobs.metadata import MetadataBatch
 from vstore.blobs.packing import OpenPack
 from vstore.blobs.sealing import PackSealer
-from vstore.blobs.slots import SlotTable, Waiting
+from vstore.blobs.slots import NO_ORDER, Order, SlotTable, Waiting
 from vstore.clock import SYSTEM_CLOCK, Clock
 from vstore.errors import ForkedProcessError, SessionStateError
 from vstore.format.envelope import BlobKind
@@ -80,8 +80,12 @@ class BlobWriter:
 
     # --- blobs -----------------------------------------------------------------------------------------------
 
-    def put(self, data: BytesLike, digest: Digest, kind: BlobKind = BlobKind.CHUNK) -> int:
+    def put(
+        self, data: BytesLike, digest: Digest, kind: BlobKind = BlobKind.CHUNK, order: Order = NO_ORDER
+    ) -> int:
         """Take a blob and return its slot; equal bytes of one session share a slot.
+
+        In a pack of an object store, blobs that were put at about the same time lie by `order`.
 
         `data` is copied or written before this returns. Raises `OutOfSpaceError` or `StorageError`, which may be about
         blobs that were taken earlier; all that was taken before is still held then.
@@ -110,7 +114,7 @@ class BlobWriter:
                 held = self._hold(data, size)
                 if held is not None:
                     slot = slots.add_slot()
-                    slots.waiting[slot] = Waiting(kind, digest, held)
+                    slots.waiting[slot] = Waiting(kind, digest, held, order)
                     self._waiting_bytes += size
                     self._remember(digest, slot)
                     if self._policy.writes_behind or self._waiting_bytes < self._policy.buffer_bytes:
@@ -258,6 +262,7 @@ class BlobWriter:
 
     def _write_batch(self, batch: _Batch) -> None:
         """Move blobs from memory to the open pack; if that fails they wait again."""
+        batch = self._in_order(batch)
         waiting = batch.blobs.values()
         blobs = [blob.data for blob in waiting]
         pack: OpenPack | None = None
@@ -284,6 +289,13 @@ class BlobWriter:
         with self._lock:
             self.slots.settle(pack, batch.blobs, offsets)
             self._end_write(pack)
+
+    def _in_order(self, batch: _Batch) -> _Batch:
+        """Return the blobs as readers will want them, whichever thread was first, unless a buffer has placed them."""
+        if self._policy.writes_behind:
+            return batch
+        blobs = sorted(batch.blobs.items(), key=lambda item: item[1].order)
+        return batch._replace(blobs=dict(blobs))
 
     def _end_write(self, pack: OpenPack) -> None:
         pack.writes -= 1

@@ -26,6 +26,8 @@ from vstore.keys.objects import SQLITE_FILE
 from vstore.storage.local import LocalStorage
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from vstore.catalog.base import Identity
     from vstore.catalog.log_head import Head
     from vstore.format.page import Page, PageNames
@@ -146,6 +148,9 @@ class _NoPages:
 
     def names(self, ref: BlobRef) -> PageNames:
         raise MissingBlobError("the catalog's pages can't be read here")
+
+    def expect(self, refs: Iterable[BlobRef]) -> None:
+        pass
 
 
 _NO_PAGES = _NoPages()

@@ -6,7 +6,7 @@ pages of older ones, and gc deletes those: who still reads an older state is tol
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar
 
@@ -84,6 +84,9 @@ class StatePages:
 
     def names(self, ref: BlobRef) -> PageNames:
         return self._read(self._pages.names, ref)
+
+    def expect(self, refs: Iterable[BlobRef]) -> None:
+        self._pages.expect(refs)
 
     def _read(self, read: Callable[[BlobRef], T], ref: BlobRef) -> T:
         try:

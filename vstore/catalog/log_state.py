@@ -133,6 +133,9 @@ def spill(record: LogRecord, changes: list[Change], root: Child | None) -> LogRe
     return replace(record, entries=kept, root=root, spilled=spilled, txids=txids[-KEPT_TXIDS * TXID_SIZE :])
 
 
+_MANY_LOOK_UPS = 3
+
+
 class LogView(StateView):
     """The state that a record holds; `pages` reads what was spilled."""
 
@@ -143,6 +146,7 @@ class LogView(StateView):
         self.identity = decode_identity(record.identity)
         self._pages = pages
         self._sorted_keys: list[bytes] | None = None
+        self._looked_up = 0
 
     @property
     def _keys(self) -> list[bytes]:
@@ -156,7 +160,10 @@ class LogView(StateView):
             return self.record.entries[whole]
         if not is_spilled(self.record, space):
             return None
-        found = tree.get(self._pages, self.record.root, whole)
+        self._looked_up += 1
+        # Such as a walk through the history, whose ids are in no order.
+        is_one_of_many = self._looked_up == _MANY_LOOK_UPS
+        found = tree.get(self._pages, self.record.root, whole, is_one_of_many=is_one_of_many)
         return None if found is None else found.value
 
     def _scan(

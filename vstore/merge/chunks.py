@@ -22,7 +22,7 @@ from vstore.errors import InternalError, SessionStateError
 from vstore.format.node import tile_of
 from vstore.ids import blake3_digest
 from vstore.merge.conflicts import CLASHED, UseValue
-from vstore.worktree.arrays import ArrayState, ref_source
+from vstore.worktree.arrays import ArrayState, expecting_tiles, ref_source
 from vstore.worktree.compare import iter_changed_tiles, suspect_positions, tile_rows
 from vstore.worktree.nodes import NodeState
 from vstore.worktree.tree import Worktree
@@ -80,7 +80,7 @@ class ChunkMerger:
         if task.cut is not None and not task.cut.keeps_onto:
             # What onto cut off comes back from the incoming side, whether that changed it or not.
             keys |= set(iter_changed_tiles(None, task.incoming.array))
-        for key in sorted(keys):
+        for key in expecting_tiles((base, task.incoming.array, array), sorted(keys)):
             self._merge_tile(task, array, key)
 
     def abandon(self) -> None:

@@ -46,7 +46,7 @@ MIN_STAGED_GRACE_US = 60 * 1_000_000
 """A staged file is created before it is locked, and a record before it is linked: both take moments."""
 _MARKS_AT_ONCE = 2000
 _DELETES_AT_ONCE = 1000
-_CHECKS_AT_ONCE = 16
+_CHECKS_AT_ONCE = 64
 _ROUNDS = 4
 _TRIES = 10
 

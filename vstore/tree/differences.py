@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator
+from itertools import islice
 
 import msgspec
 
@@ -38,9 +39,9 @@ def iter_differences(
             other.drop()
             continue
         if left is not None and left.entry is None and _goes_first(left, right):
-            one.expand()
+            one.expand(other)
         elif right is not None and right.entry is None and _goes_first(right, left):
-            other.expand()
+            other.expand(one)
         elif right is None or (left is not None and left.key < right.key):
             assert left is not None
             assert left.entry is not None
@@ -55,6 +56,10 @@ def iter_differences(
                 yield Difference(left.key, left.entry, right.entry)
             one.drop()
             other.drop()
+
+
+_EXPECTED = 64
+"""Pages that are looked through for those that a store should hear of at once."""
 
 
 class _Item(msgspec.Struct, frozen=True):
@@ -91,6 +96,8 @@ class _Frontier:
         self._start, self._stop = start, stop
         # The level of a page is known when it is opened; the root goes before all that it could be compared with.
         self._items = [] if root is None else [_Item(b"", MAX_LEVEL + 2, Place(root.ref), None)]
+        # Of how many of them, from the last one, the store has not heard.
+        self._untold = 0
 
     @property
     def head(self) -> _Item | None:
@@ -99,14 +106,17 @@ class _Frontier:
     def drop(self) -> None:
         self._items.pop()
 
-    def expand(self) -> None:
-        """Replace the closed page at the head by what is in it."""
+    def expand(self, other: _Frontier) -> None:
+        """Replace the closed page at the head by what is in it; `other` is the tree that it is compared with."""
+        if len(self._items) <= self._untold:
+            self._foretell(other)
         place = self._items.pop().place
         assert place is not None
         page = place.open(self._store)
         if page.level:
             inside = covering(page.keys, self._start, self._stop)
             below = [_Item(page.keys[i], page.level, place.below(page, i), None) for i in inside]
+            self._untold = len(self._items) + len(below)
         else:
             high = len(page.keys) if self._stop is None else bisect_left(page.keys, self._stop)
             below = [
@@ -114,3 +124,11 @@ class _Frontier:
                 for i in range(bisect_left(page.keys, self._start), high)
             ]
         self._items.extend(reversed(below))
+
+    def _foretell(self, other: _Frontier) -> None:
+        """Let the store hear of the pages that are opened next: those that the other tree lacks."""
+        coming = [item.place.ref for item in reversed(self._items[-_EXPECTED:]) if item.place is not None]
+        closed = (item.place.ref.digest for item in reversed(other._items) if item.place is not None)
+        theirs = set(islice(closed, 2 * _EXPECTED))
+        self._untold = max(len(self._items) - _EXPECTED, 0)
+        self._store.expect(ref for ref in coming if ref.digest not in theirs)

@@ -8,6 +8,7 @@ the range that is its own there. As ranges don't overlap, no page can then be me
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from vstore.errors import CorruptionError
@@ -23,6 +24,9 @@ class PageStore(Protocol):
 
     def names(self, ref: BlobRef) -> PageNames:
         """Return a page's keys and tags only."""
+
+    def expect(self, refs: Iterable[BlobRef]) -> None:
+        """Hear of pages that will most likely be read soon, to fetch them at once; waits for nothing."""
 
 
 class PageSink(Protocol):

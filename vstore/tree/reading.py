@@ -9,10 +9,13 @@ from vstore.format.page import Child, Entry, Page, Totals, decode_child
 from vstore.format.refs import BlobRef
 from vstore.tree.pages import PageStore, Place, child_index, covering
 
+_FIRST_EXPECTED = 4
+_MOST_EXPECTED = 64
 
-def get(store: PageStore, root: Child | None, key: bytes) -> Entry | None:
-    """Return the entry at `key`, or None."""
-    page = _leaf_page(store, root, key)
+
+def get(store: PageStore, root: Child | None, key: bytes, *, is_one_of_many: bool = False) -> Entry | None:
+    """Return the entry at `key`, or None. If it is one of many, a small tree is fetched whole."""
+    page = _leaf_page(store, root, key, is_one_of_many)
     if page is None:
         return None
     index = bisect_left(page.keys, key)
@@ -21,11 +24,13 @@ def get(store: PageStore, root: Child | None, key: bytes) -> Entry | None:
     return None
 
 
-def _leaf_page(store: PageStore, root: Child | None, key: bytes) -> Page | None:
+def _leaf_page(store: PageStore, root: Child | None, key: bytes, is_one_of_many: bool) -> Page | None:
     if root is None:
         return None
     place = Place(root.ref)
     page = place.open(store)
+    if is_one_of_many and page.level == 1:
+        store.expect(decode_child(value).ref for value in page.values)
     while page.level:
         place = place.below(page, child_index(page.keys, key))
         page = place.open(store)
@@ -50,8 +55,24 @@ def _iter_leaves(store: PageStore, place: Place, start: bytes, stop: bytes | Non
     if page.level == 0:
         yield page
         return
-    for index in covering(page.keys, start, stop):
-        yield from _iter_leaves(store, place.below(page, index), start, stop)
+    for below in _iter_below(store, place, page, covering(page.keys, start, stop)):
+        yield from _iter_leaves(store, below, start, stop)
+
+
+def _iter_below(store: PageStore, place: Place, page: Page, indices: range) -> Iterator[Place]:
+    """Yield the places of pages below `page`, of which the store hears some at a time before they are asked for.
+
+    Few at first: who looks for the first entry, or for some on either side of it, needs no more.
+    """
+    told, window = 0, _FIRST_EXPECTED
+    for number, index in enumerate(indices):
+        if number == told:
+            coming = indices[number : number + window]
+            told += len(coming)
+            window = min(4 * window, _MOST_EXPECTED)
+            if len(coming) > 1:
+                store.expect(decode_child(page.values[each]).ref for each in coming)
+        yield place.below(page, index)
 
 
 def iter_reversed(store: PageStore, root: Child | None, stop: bytes | None = None) -> Iterator[Entry]:
@@ -63,11 +84,13 @@ def iter_reversed(store: PageStore, root: Child | None, stop: bytes | None = Non
 def _iter_reversed(store: PageStore, place: Place, stop: bytes | None) -> Iterator[Entry]:
     page = place.open(store)
     high = len(page.keys) if stop is None else bisect_left(page.keys, stop)
-    for index in reversed(range(high)):
-        if page.level == 0:
+    backwards = range(high)[::-1]
+    if page.level == 0:
+        for index in backwards:
             yield Entry(page.keys[index], page.tags[index], page.values[index])
-        else:
-            yield from _iter_reversed(store, place.below(page, index), stop)
+        return
+    for below in _iter_below(store, place, page, backwards):
+        yield from _iter_reversed(store, below, stop)
 
 
 class NameCursor:
@@ -105,8 +128,8 @@ class NameCursor:
             yield names.keys[bisect_left(names.keys, start) : high]
             return
         page = place.open(self._store)
-        for index in covering(page.keys, start, stop):
-            yield from self._iter_keys(place.below(page, index), start, stop)
+        for below in _iter_below(self._store, place, page, covering(page.keys, start, stop)):
+            yield from self._iter_keys(below, start, stop)
 
     def iter_names(self, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, int]]:
         """Yield (key, tag) with start <= key < stop."""
@@ -121,8 +144,8 @@ class NameCursor:
                 yield names.keys[index], names.tags[index]
             return
         page = place.open(self._store)
-        for index in covering(page.keys, start, stop):
-            yield from self._iter(place.below(page, index), start, stop)
+        for below in _iter_below(self._store, place, page, covering(page.keys, start, stop)):
+            yield from self._iter(below, start, stop)
 
 
 def totals_in_range(
@@ -173,4 +196,6 @@ def iter_pages(
         yield place.ref, page
         if page.level:
             below = [place.below(page, index) for index in range(len(page.keys))]
-            pending.extend(item for item in reversed(below) if not skip(item.ref))
+            kept = [item for item in reversed(below) if not skip(item.ref)]
+            store.expect(item.ref for item in reversed(kept))
+            pending += kept

@@ -89,7 +89,11 @@ class _Writer:
         if page.level == 0:
             return 0, self.split(0, _merge(entries, changes))
         pieces: list[_Piece] = []
-        for index, (key, part) in enumerate(_partition(page.keys, changes)):
+        parts = list(_partition(page.keys, changes))
+        touched = [index for index, (_, part) in enumerate(parts) if part]
+        if len(touched) > 1:
+            self._store.expect(decode_child(page.values[index]).ref for index in touched)
+        for index, (key, part) in enumerate(parts):
             value = page.values[index]
             if part:
                 pieces += self.rewrite(place.below(page, index), part)[1]

@@ -7,12 +7,13 @@ deleting and recreating the array (`cleared`), or by shrinking it (`limit`).
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from vstore.blobs.ahead import in_windows
 from vstore.blobs.cache import CACHE
 from vstore.blobs.reader import BlobReader
 from vstore.blobs.virtual import VirtualRange
@@ -207,7 +208,7 @@ class ArrayState:
             edits = {key: tile for key, tile in self.pending.items() if key.startswith(prefix)}
             cleared = self.cleared
         left = sorted(edits, reverse=True)
-        pointers = () if cleared else self.iter_base_pointers(prefix)
+        pointers = () if cleared else _expecting(self.reader, self.iter_base_pointers(prefix))
         for number, (key, pointer) in enumerate(pointers):
             while left and left[-1] < key:
                 yield from self._visible(left[-1], edits[left.pop()], None)
@@ -430,6 +431,35 @@ def unshared_positions(
     if not layers:
         return np.zeros(0, np.uint16)
     return np.unique(np.concatenate([layer.manifest.positions for layer in layers]))
+
+
+def expecting_tiles(arrays: Sequence[ArrayState | None], keys: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield keys of tiles that several arrays will be read at, while what they have at the next ones is on its way."""
+    distant = [array for array in arrays if array is not None and array.reader.remote is not None]
+    if not distant:
+        yield from keys
+        return
+    for window in in_windows(keys):
+        for array in distant:
+            _expect(array.reader, filter(None, map(array.base_pointer, window)))
+        yield from window
+
+
+def _expecting(
+    reader: BlobReader, pointers: Iterator[tuple[bytes, TilePointer]]
+) -> Iterator[tuple[bytes, TilePointer]]:
+    """Yield tiles, while the manifests of the next ones are on their way from an object store."""
+    if reader.remote is None:
+        yield from pointers
+        return
+    for window in in_windows(pointers):
+        _expect(reader, (pointer for _, pointer in window))
+        yield from window
+
+
+def _expect(reader: BlobReader, pointers: Iterable[TilePointer]) -> None:
+    layers = (layer for pointer in pointers for layer in pointer.layers)
+    reader.expect(layer.manifest for layer in layers if isinstance(layer.manifest, BlobRef))
 
 
 def tile_is_cached(pointer: TilePointer) -> bool:

@@ -22,7 +22,7 @@ from vstore.format.node import Tiles, path_of, tile_of
 from vstore.ids import NodeId
 from vstore.keys.zarr import iter_ancestors, join_key
 from vstore.tree.differences import iter_differences
-from vstore.worktree.arrays import ArrayState, unshared_positions
+from vstore.worktree.arrays import ArrayState, expecting_tiles, unshared_positions
 from vstore.worktree.contents import Content
 from vstore.worktree.nodes import NodeState
 from vstore.worktree.tree import Worktree
@@ -172,7 +172,7 @@ def iter_chunk_changes(
         return
     extents = (one or other).extents  # type: ignore[union-attr]
     dictionaries = Dictionaries()
-    for key in iter_changed_tiles(one, other):
+    for key in expecting_tiles((one, other), iter_changed_tiles(one, other)):
         suspects = suspect_positions(one, other, key)
         old_rows = tile_rows(before, one, key, dictionaries, suspects)
         positions = changed_positions(old_rows, tile_rows(after, other, key, dictionaries, suspects))

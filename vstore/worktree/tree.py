@@ -259,7 +259,7 @@ class Worktree:
                 f"{key!r} can't be stored with no bytes: no codec makes an empty chunk. Delete the key to make the "
                 "chunk read as fill value."
             )
-        _, array, tile_key, position = place
+        node, array, tile_key, position = place
         digest, slot = None, _NOT_STORED
         if length <= self.inline_bytes:
             is_same = self._known_base(array, tile_key, position) == data
@@ -268,7 +268,7 @@ class Worktree:
             digest = blake3_digest(data)
             is_same = self._base_digest(array, tile_key, position) == digest
             if not is_same:
-                slot = self.writer.put(data, digest)
+                slot = self.writer.put(data, digest, order=(node.path, tile_key, position))
         with self.lock:
             is_current = self._begin_chunk_edit(known, place)
             if is_current:

@@ -5,7 +5,6 @@ Quick batches run on the event loop, others in a thread, so that callers' thread
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -15,7 +14,7 @@ from vstore.ids import BytesLike
 from vstore.worktree.batch.reading import plan_reads
 from vstore.worktree.batch.tasks import ReadTask
 from vstore.zarr_pipeline.coder import Array, ChunkCoder, ChunkLayout, CodingError
-from vstore.zarr_pipeline.requests import Batch, PipelineState, Request, as_array
+from vstore.zarr_pipeline.requests import Batch, PipelineState, Request, as_array, run_beside
 from vstore.zarr_pipeline.workers import CODING, FETCHING
 
 Results: TypeAlias = tuple[Any, ...]
@@ -44,7 +43,7 @@ async def read(
     try:
         if batch.is_quick:
             return _read(batch, array, drop_axes)
-        return await asyncio.to_thread(_read, batch, array, drop_axes)
+        return await run_beside(batch, _read, batch, array, drop_axes)
     except CodingError:
         return None
 

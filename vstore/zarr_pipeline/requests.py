@@ -6,19 +6,23 @@ that are numpy arrays. `PipelineState` makes it, and keeps per array what reques
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 from zarr.buffer import cpu
 from zarr.storage import StorePath
 
+from vstore.blobs.waiting import run_waiting
 from vstore.store import SessionStore
 from vstore.zarr_pipeline.coder import Array, ChunkCoder, ChunkLayout, coder_for
 
 if TYPE_CHECKING:
     from zarr.core.array_spec import ArraySpec
+
+T = TypeVar("T")
 
 Request: TypeAlias = tuple[Any, "ArraySpec", Any, Any, bool]
 """(store path, spec of the chunk, selection in the chunk, selection in the array outside, whole chunk?)."""
@@ -67,6 +71,16 @@ class Batch:
     @property
     def chunk_bytes(self) -> int:
         return self.size_bytes // len(self.requests)
+
+
+async def run_beside(batch: Batch, function: Callable[..., T], *args: Any) -> T:
+    """Call `function` in a thread: for an object store in one of those that are there to wait.
+
+    The event loop has a few for each processor, which would be all the requests of an application's many threads.
+    """
+    if batch.is_local:
+        return await asyncio.to_thread(function, *args)
+    return await run_waiting(function, *args)
 
 
 class PipelineState:

@@ -6,7 +6,6 @@ merged into what) are those of zarr's stock pipeline; where it matters, its own 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from vstore.worktree.batch.tasks import ReadTask
 from vstore.worktree.batch.writing import set_many
 from vstore.zarr_pipeline.coder import Array, ChunkCoder, ChunkLayout, CodingError
 from vstore.zarr_pipeline.reading import decode, do_tasks
-from vstore.zarr_pipeline.requests import Batch, PipelineState, Request, as_array
+from vstore.zarr_pipeline.requests import Batch, PipelineState, Request, as_array, run_beside
 from vstore.zarr_pipeline.workers import CODING
 
 _GROUP_BYTES = 8 * 1024 * 1024
@@ -34,7 +33,7 @@ async def write(
         if batch.is_quick:
             _write(batch, array, drop_axes)
         else:
-            await asyncio.to_thread(_write, batch, array, drop_axes)
+            await run_beside(batch, _write, batch, array, drop_axes)
     except CodingError:
         return False
     return True

@@ -113,6 +113,17 @@ def test_chunks_stored_in_another_order_than_they_are_read_still_come_together()
     assert reader.fetched < 1.1 * reader.asked
 
 
+def test_a_long_stream_has_its_whole_window_on_its_way_in_parts() -> None:
+    size = 64 * KIB
+    reader = Reader(4 * streams.MAX_AHEAD_BYTES)
+    for at in range(3 * streams.MAX_AHEAD_BYTES // size):
+        reader.ask((at * size, size))
+        if at * size > 2 * streams.MAX_AHEAD_BYTES:
+            ahead = reader.fetched - reader.asked
+            assert streams.MAX_AHEAD_BYTES - 2 * streams.PART_BYTES <= ahead <= streams.MAX_AHEAD_BYTES
+    assert max(each.stop - each.start for each in reader.requests) <= streams.PART_BYTES
+
+
 def test_nothing_is_fetched_beyond_the_known_blobs() -> None:
     reader = Reader(25 * KIB)
     for at in range(25):
