@@ -53,7 +53,8 @@ def from_datetime(moment: datetime) -> int:
     """Return `moment` in microseconds since 1970 UTC; it must carry a time zone."""
     if not isinstance(moment, datetime):
         raise InvalidInputError(
-            f"{moment!r} is no datetime. Give an aware one; for an age, datetime.now(timezone.utc) - timedelta(days=1)."
+            f"{moment!r} is no datetime. Give an aware one, that has a time zone; for an age, for example "
+            "datetime.now(timezone.utc) - timedelta(days=1)."
         )
     if moment.tzinfo is None:
         raise InvalidInputError(
