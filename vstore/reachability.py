@@ -149,6 +149,10 @@ class Walk:
         """Have an object store asked at once for what is about to be visited."""
         self.blobs.expect(ref for ref in refs if ref.digest not in self._seen)
 
+    def expect_manifests(self, pointers: Iterable[TilePointer]) -> None:
+        """Have an object store asked at once for the manifests of tiles; who does not read them overrides this."""
+        self._expect(_manifests(pointers))
+
     def _named_once(self, needed: NeededBlob) -> Iterator[NeededBlob]:
         place = needed.ref.digest + needed.ref.pack
         if place not in self._named:
@@ -203,7 +207,7 @@ class Walk:
         ]
         names = list(map(path_of, page.keys))
         few = (node.tiles for node in contents if isinstance(node, Node) and node.tiles is not None)
-        self._expect(ref for tiles in few for ref in _manifests(tiles.few.values()))
+        self.expect_manifests(pointer for tiles in few for pointer in tiles.few.values())
         return (
             self.node(name, content, holder) if isinstance(content, Node) else self.value(name, content)
             for name, content in zip(names, contents, strict=True)
@@ -235,7 +239,7 @@ class Walk:
         def leaf(page: Page, holder: NeededBlob) -> Iterable[Iterator[Found]]:
             indices = [check_tile_key(key, tiles.extents) for key in page.keys]
             pointers = list(map(decode_pointer, page.values))
-            self._expect(_manifests(pointers))
+            self.expect_manifests(pointers)
             return (
                 self.tile(path, tile, tiles.extents, pointer, holder)
                 for tile, pointer in zip(indices, pointers, strict=True)

@@ -228,7 +228,14 @@ def test_without_pages_of_the_catalog_less_is_found(history: vstore.Repository) 
 
 def test_every_visitor_is_dropped_once_above() -> None:
     own = {name for name in vars(Walk) if not name.startswith("_")}
-    assert own - VISITORS == {"snapshot", "catalog_page", "enters", "met_again", "iter_snapshots"}
+    assert own - VISITORS == {
+        "snapshot",
+        "catalog_page",
+        "enters",
+        "met_again",
+        "iter_snapshots",
+        "expect_manifests",
+    }
 
 
 def test_what_snapshots_share_is_visited_once(history: vstore.Repository) -> None:

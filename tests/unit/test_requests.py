@@ -19,12 +19,14 @@ from obstore.store import MemoryStore
 
 import vstore
 from tests.repositories import GROUP, array_document, commit, write
-from vstore.blobs.cache import CACHE
+from vstore.blobs.cache import CACHE, set_cache_bytes
 from vstore.catalog.state import encode_identity
 from vstore.format.log_record import LogRecord, decode_log_object, encode_record
+from vstore.format.refs import BlobRef
 from vstore.history import require_entry
 from vstore.ids import new_nonce
 from vstore.keys.objects import LATEST, log_name
+from vstore.ops.census import Census, History
 from vstore.storage.objects import ObjectStorage
 from vstore.testing.latency import LatencyStore
 from vstore.worktree.contents import StoredChunk
@@ -338,6 +340,59 @@ def test_manifests_of_many_tiles_are_fetched_before_they_are_needed(remote: Remo
     assert len(boxes) > 0
     assert len(remote.ranges) >= 39
     assert remote.late <= 8
+
+
+def test_accounting_reads_manifests_once_and_ahead(remote: Remote) -> None:
+    repository = vstore.Repository.create(remote.storage)
+    for number in range(8):
+        fill(repository, f"a{number}", values_of(400, 200) + number)
+    again = remote.another()
+    again.storage_stats()
+    assert len(remote.ranges) == 9, "the metadata of each commit"
+    assert remote.late == 0
+
+
+def test_a_census_expects_no_manifests_as_it_reads_none(
+    remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = vstore.Repository.create(remote.storage)
+    for number in range(4):
+        fill(repository, f"a{number}", values_of(100, 200) + number)
+    repository = remote.another()
+    blobs = repository.handle.blobs_for(None)
+    expected: set[BlobRef] = set()
+    monkeypatch.setattr(blobs, "expect", expected.update)
+    with repository.handle.catalog.reading() as view:
+        census = Census(blobs, History(view))
+    census.run(lambda *_: None)
+    manifests = {tile.manifest for tile in census.tiles.values()}
+    assert len(manifests) == 4
+    assert not manifests & expected
+
+
+@pytest.fixture
+def small_cache() -> Iterator[None]:
+    before = CACHE.limit_bytes
+    set_cache_bytes(400_000)
+    yield
+    set_cache_bytes(before)
+
+
+@pytest.mark.usefixtures("small_cache")
+def test_no_more_metadata_is_expected_than_a_small_cache_keeps(
+    remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = vstore.Repository.create(remote.storage)
+    snapshots = [commit(repository, {"v": bytes([number]) * 30_000}) for number in range(9)]
+    with repository.handle.catalog.reading() as view:
+        entries = [require_entry(view, bytes.fromhex(snapshot)) for snapshot in snapshots]
+    blobs = remote.another().handle.blobs_for(None)
+    remote.reset()
+    begun: list[int] = []
+    assert blobs.remote is not None
+    monkeypatch.setattr(blobs.remote.fetcher, "begin", lambda pack, start, stop: begun.append(stop - start))
+    blobs.expect(entry.ref._replace(length=20_000) for entry in entries)
+    assert begun == [20_000, 20_000]
 
 
 def test_a_history_that_has_left_the_record_comes_in_few_requests(remote: Remote) -> None:

@@ -19,9 +19,9 @@ MAX_BYTES = 8 * 1024 * 1024
 """Of all that one look ahead fetches: it may be for nothing."""
 
 
-def plan_stretches(refs: Iterable[BlobRef]) -> Iterator[tuple[PackId, int, int]]:
-    """Yield (pack, start, stop) of stretches that hold the blobs, as many of the first ones as `MAX_BYTES` allow."""
-    left = MAX_BYTES
+def plan_stretches(refs: Iterable[BlobRef], room_bytes: int = MAX_BYTES) -> Iterator[tuple[PackId, int, int]]:
+    """Yield (pack, start, stop) of stretches that hold the first blobs, up to `room_bytes` and `MAX_BYTES` of them."""
+    left = min(room_bytes, MAX_BYTES)
     wanted = []
     for ref in refs:
         left -= ref.length

@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from vstore.blobs.cache import CACHE
-from vstore.blobs.streams import PackReads, Slice, Stretch, Wanted
+from vstore.blobs.streams import PackReads, Slice, Stretch, Waiting, Wanted
 from vstore.errors import ObjectNotFoundError, StorageError
 from vstore.ids import PackId
 from vstore.keys.objects import pack_name
@@ -30,6 +30,8 @@ MAX_FETCHES = 64
 """Requests at once; the storage's own limit holds too."""
 MAX_AHEAD_UNDER_WAY = 64 * 1024 * 1024
 """Bytes on their way that nobody has asked for yet, for all packs together."""
+AHEAD_PARTS = 8
+"""One of so many parts of the cache is for bytes, on their way or there, that nobody has asked for yet."""
 MAX_PACKS = 256
 """Packs whose reads are remembered."""
 _AT_ONCE = 16
@@ -45,6 +47,7 @@ class PackFetcher:
         self._packs: OrderedDict[PackId, PackReads] = OrderedDict()
         self._wanted: dict[PackId, list[Wanted]] = {}
         self._ahead_bytes = 0
+        self._waiting = Waiting(_room_ahead)
         self._pool: ThreadPoolExecutor | None = None
 
     def __reduce__(self) -> tuple[type[PackFetcher], tuple[Storage]]:
@@ -198,7 +201,7 @@ class PackFetcher:
     def _reads(self, pack: PackId) -> PackReads:
         reads = self._packs.get(pack)
         if reads is None:
-            reads = self._packs[pack] = PackReads(pack, _is_kept)
+            reads = self._packs[pack] = PackReads(pack, _is_kept, self._waiting)
             if len(self._packs) > MAX_PACKS:
                 self._packs.popitem(last=False)
         else:
@@ -207,8 +210,7 @@ class PackFetcher:
 
     @property
     def _ahead_room(self) -> int:
-        # Nor more than the cache will keep until it is asked for.
-        return max(min(MAX_AHEAD_UNDER_WAY, CACHE.limit_bytes // 8) - self._ahead_bytes, 0)
+        return max(min(MAX_AHEAD_UNDER_WAY, _room_ahead()) - self._ahead_bytes, 0)
 
     def _note_ahead(self, stretches: Iterable[Stretch]) -> None:
         self._ahead_bytes += sum(each.stop - each.start for each in stretches if each.is_ahead)
@@ -330,3 +332,8 @@ def _settle(future: Slice, outcome: memoryview | BaseException) -> None:
 
 def _is_kept(stretch: Stretch) -> bool:
     return CACHE.has_bytes(stretch.key)
+
+
+def _room_ahead() -> int:
+    """Return how many bytes may wait in the cache until they are asked for: a quarter of those that it keeps."""
+    return CACHE.limit_bytes // AHEAD_PARTS

@@ -159,7 +159,9 @@ class BlobReader:
             return
         from vstore.blobs.ahead import plan_stretches
 
-        for pack, start, stop in plan_stretches(ref for ref in refs if not _is_at_hand(ref)):
+        # No more than the cache will keep until it is read.
+        missing = (ref for ref in refs if not _is_at_hand(ref))
+        for pack, start, stop in plan_stretches(missing, CACHE.limit_bytes // 8):
             self.remote.fetcher.begin(pack, start, stop)
 
     def _decoded(self, decode: Callable[[memoryview], T], data: memoryview, ref: BlobRef) -> T:

@@ -2,12 +2,14 @@
 
 Blobs that are wanted at once and lie close together share a request. Reads that go forward through a pack are a
 *stream*, for which a *stretch* is fetched ahead: never more than what the stream was asked for so far, so that at worst
-as much again is fetched for nothing. Who reads here and there gets just what was asked for. No I/O: `fetching` acts.
+as much again is fetched for nothing. Who reads here and there gets just what was asked for. What all streams have ahead
+of them has to wait in the cache, whose room they share. No I/O: `fetching` acts.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -29,6 +31,8 @@ MANY_BLOBS = 4
 MAX_STREAMS = 8
 MAX_STRETCHES = 64
 """Of each are remembered, for each pack."""
+MAX_WAITING_STREAMS = 64
+"""Of all packs together, so many are known to have something ahead of them."""
 
 Slice: TypeAlias = "Future[memoryview]"
 
@@ -60,10 +64,56 @@ class Stream:
         """Return how far ahead to fetch."""
         return min(self.used, limit)
 
+    @property
+    def unread(self) -> int:
+        """How many bytes were fetched ahead that it has not come to."""
+        return max(self.end - self.asked, 0)
+
+
+class Waiting:
+    """What waits ahead of the streams of all packs, and how they share the room for it. Not thread-safe.
+
+    `room` says for how many bytes there is room. The cache keeps four times as much, for a stream that was there first
+    has more than its share for a while, stretches stay until they are read to the end, and what is read stays as well.
+    So who does not come back while twice the room is asked for by others has lost what was fetched for him.
+    """
+
+    def __init__(self, room: Callable[[], int]) -> None:
+        self._room = room
+        self._asked = 0
+        self._streams: OrderedDict[Stream, int] = OrderedDict()
+
+    def note(self, stream: Stream | None, size: int) -> None:
+        """Note that `size` bytes were asked for, of a stream or here and there."""
+        self._asked += size
+        if stream is None:
+            return
+        self._streams.pop(stream, None)
+        if stream.unread:
+            self._streams[stream] = self._asked
+            if len(self._streams) > MAX_WAITING_STREAMS:
+                self._streams.popitem(last=False)
+
+    def drop(self, stream: Stream) -> None:
+        """Forget a stream."""
+        self._streams.pop(stream, None)
+
+    def limit(self, stream: Stream) -> int:
+        """Return how far ahead of a stream may be fetched: its share of the room, or what the others leave of it."""
+        room = self._room()
+        while self._streams and self._asked - next(iter(self._streams.values())) > 2 * room:
+            self._streams.popitem(last=False)
+        others = [each for each in self._streams if each is not stream]
+        left = room - sum(each.unread for each in others)
+        return min(max(left, room // (len(others) + 1)), MAX_AHEAD_BYTES)
+
 
 @dataclass(slots=True, eq=False)
 class Stretch:
-    """A range of a pack that is one request; `waiting` is None once it is over. `left` bytes nobody has asked for."""
+    """A range of a pack that is one request; `waiting` is None once it is over.
+
+    `left` bytes of it are neither asked for yet nor the checksums behind what was, for which nobody asks.
+    """
 
     pack: PackId
     start: int
@@ -95,9 +145,10 @@ class _Run(NamedTuple):
 class PackReads:
     """The stretches and streams of one pack. Not thread-safe: the fetcher's lock covers it."""
 
-    def __init__(self, pack: PackId, is_kept: Callable[[Stretch], bool]) -> None:
+    def __init__(self, pack: PackId, is_kept: Callable[[Stretch], bool], waiting: Waiting) -> None:
         self.pack = pack
         self._is_kept = is_kept
+        self._waiting = waiting
         self._starts: list[int] = []
         self._stretches: list[Stretch] = []
         self._streams: list[Stream] = []
@@ -136,7 +187,10 @@ class PackReads:
 
     def forget_stream(self, stream: Stream | None) -> None:
         """End a stream, of which something could not be fetched."""
-        if stream is not None and stream in self._streams:
+        if stream is None:
+            return
+        self._waiting.drop(stream)
+        if stream in self._streams:
             self._streams.remove(stream)
 
     def plan(self, wanted: Sequence[Wanted], ahead_bytes: int) -> list[Stretch]:
@@ -161,12 +215,14 @@ class PackReads:
             if stream.used > run.used or len(run.wanted) >= MANY_BLOBS:
                 stream.asked = max(stream.asked, run.stop)
                 start = min(stream.end, run.start)
-                stop = _aligned(run.stop, run.stop + stream.window(min(ahead_bytes, MAX_AHEAD_BYTES)), last)
+                limit = min(ahead_bytes, self._waiting.limit(stream))
+                stop = _aligned(run.stop, run.stop + stream.window(limit), last)
                 stream.end = stop
+        self._waiting.note(stream, run.used)
         # The wanted ones come in one request, and what is ahead of them as far as it fits.
         room = max((start + PART_BYTES - run.stop) // last.spacing * last.spacing, 0)
         first = self.add(Stretch(self.pack, start, min(stop, run.stop + room), stream, run.wanted))
-        first.left -= run.used
+        first.left -= run.used + sum(each.spacing - (each.stop - each.start) for each in run.wanted)
         return [first, *self._cut(first.stop, stop, stream, last)]
 
     def _stream_before(self, run: _Run) -> Stream | None:
@@ -200,14 +256,23 @@ class PackReads:
         if stream is not None:
             # What is read again is not used twice.
             stream.used += max(min(size, stretch.left), 0)
-        stretch.left -= size
-        if stream is None or wanted.stop <= stream.asked:
+        stretch.left -= wanted.spacing
+        ahead = []
+        if stream is not None and wanted.stop > stream.asked:
+            stream.asked = wanted.stop
+            ahead = self._go_on(stream, wanted, ahead_bytes)
+        self._waiting.note(stream, size)
+        return ahead
+
+    def _go_on(self, stream: Stream, wanted: Wanted, ahead_bytes: int) -> list[Stretch]:
+        """Return new stretches ahead of a stream that was just asked for `wanted`."""
+        limit = self._waiting.limit(stream)
+        window = stream.window(min(ahead_bytes, limit))
+        if not window:
             return []
-        stream.asked = wanted.stop
-        window = stream.window(min(ahead_bytes, MAX_AHEAD_BYTES))
         # A short stream goes on when its end is near: at first each request is a round trip that should bring twice as
         # much. A long one goes on by a part as soon as there is room for it: all of its window is on its way or there.
-        near = max(window * window // (2 * MAX_AHEAD_BYTES), window * window // MAX_AHEAD_BYTES - PART_BYTES)
+        near = max(window * window // (2 * limit), window * window // limit - PART_BYTES)
         if stream.end - wanted.stop > near:
             return []
         start = stream.end

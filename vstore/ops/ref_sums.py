@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from vstore.blobs.ahead import in_windows
 from vstore.errors import FormatError, StorageError
 from vstore.format.columns import U64
 from vstore.format.manifest import ChunkKind, Manifest, decode_manifest
@@ -79,32 +80,37 @@ class RefSums:
         self._unreadable: set[Digest] = set()
 
     def run(self, progress: Progress) -> None:
-        total = self._read_inline(progress)
+        total, columns = self._read_inline(progress)
         parts = max(1, -(-total // PART_ROWS))
         width = 2**64 // parts
         for part in range(parts):
             progress(part, parts, "parts of the references")
             low, high = part * width, 2**64 - 1 if part == parts - 1 else (part + 1) * width - 1
-            columns = [self._rows(*found, low, high) for found in self._manifests()]
+            if parts > 1:
+                columns = [self._rows(*found, low, high) for found in self._manifests()]
             columns.append(self._value_rows(low, high))
             self._sum(_Rows(*(np.concatenate(column) for column in zip(*columns, strict=True))))
         self._sums.arrays.pop(_VALUES, None)
         self._census.unreadable += len(self._unreadable)
 
     def _manifests(self) -> Iterator[tuple[TileNeed, Manifest]]:
-        for tile in self._census.tiles.values():
-            try:
-                if isinstance(tile.manifest, bytes):
-                    yield tile, decode_manifest(tile.manifest)
-                else:
-                    yield tile, self._census.blobs.manifest(tile.manifest)
-            except (FormatError, StorageError):
-                if isinstance(tile.manifest, BlobRef):
-                    self._unreadable.add(tile.manifest.digest)
+        blobs = self._census.blobs
+        for window in in_windows(self._census.tiles.values()):
+            blobs.expect(tile.manifest for tile in window if isinstance(tile.manifest, BlobRef))
+            for tile in window:
+                try:
+                    if isinstance(tile.manifest, bytes):
+                        yield tile, decode_manifest(tile.manifest)
+                    else:
+                        yield tile, blobs.manifest(tile.manifest)
+                except (FormatError, StorageError):
+                    if isinstance(tile.manifest, BlobRef):
+                        self._unreadable.add(tile.manifest.digest)
 
-    def _read_inline(self, progress: Progress) -> int:
-        """Sum up the inline chunks, and return how many other refs there are."""
+    def _read_inline(self, progress: Progress) -> tuple[int, list[_Rows]]:
+        """Sum up the inline chunks; return how many other refs there are, and all of them if they are one part."""
         total = 0
+        columns: list[_Rows] = []
         count = len(self._census.tiles)
         seen: set[bytes | Digest] = set()
         for number, (tile, manifest) in enumerate(self._manifests()):
@@ -112,13 +118,17 @@ class RefSums:
             self._paths.setdefault(tile.place.path, len(self._paths))
             inlined = int(manifest.lengths[manifest.kinds == ChunkKind.INLINE].sum())
             total += int(np.count_nonzero(_is_ref(manifest)))
+            if total <= PART_ROWS:
+                columns.append(self._rows(tile, manifest, 0, 2**64 - 1))
+            else:
+                columns.clear()
             self._sums.add_array(tile.place.path, 0, inlined, 0)
             # A manifest that arrays share holds its inline chunks once.
             name = tile.manifest if isinstance(tile.manifest, bytes) else tile.manifest.digest
             if inlined and name not in seen:
                 seen.add(name)
                 self._sums.inlined_bytes += inlined
-        return total
+        return total, columns
 
     def _rows(self, tile: TileNeed, manifest: Manifest, low: int, high: int) -> _Rows:
         is_virtual = manifest.kinds == ChunkKind.VIRTUAL

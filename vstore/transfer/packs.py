@@ -17,6 +17,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from blake3 import blake3
+
 from vstore.blobs.reader import BlobReader
 from vstore.blobs.uploads import UploadTries
 from vstore.clock import SYSTEM_CLOCK
@@ -27,10 +29,18 @@ from vstore.errors import (
     ObjectNotFoundError,
     OutcomeUnknownError,
 )
-from vstore.format.pack import HEADER_SIZE, TRAILER_SIZE, decode_footer, decode_header, decode_trailer
-from vstore.format.refs import BlobRef, check_table_size
-from vstore.ids import Digest, PackId
+from vstore.format.pack import (
+    HEADER_SIZE,
+    TRAILER_SIZE,
+    decode_footer,
+    decode_header,
+    decode_trailer,
+    find_bad_block,
+)
+from vstore.format.refs import CHECK_BLOCK_BYTES, BlobRef, check_table_size
+from vstore.ids import PackId
 from vstore.keys.objects import pack_name
+from vstore.ops.findings import Problem
 from vstore.ops.pack_index import footer_columns
 from vstore.ops.scrub import blob_problem, iter_stored
 from vstore.storage.base import PackSink, Storage
@@ -39,11 +49,11 @@ from vstore.transfer.plan import MovedOnError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vstore.format.pack import Footer
-
 MEMORY_BYTES = 256 * 1024 * 1024
 PACKS_AT_ONCE = 8
 _PIECE_BYTES = 8 * 1024 * 1024
+_CHECKED_BLOCKS = 16
+"""Of what was written, so many blocks of a blob are read back at once."""
 _READ_TRIES = 3
 """Reads of a pack from an object store, before what does not match is damage."""
 _QUEUED = 4 * PACKS_AT_ONCE
@@ -93,7 +103,8 @@ class PackCopier:
             return
         is_there = found == size and self._is_whole(pack, size)
         if not is_there:
-            with self._room.take(_PIECE_BYTES if self._is_staged else size):
+            read_back = min(size, _CHECKED_BLOCKS * CHECK_BLOCK_BYTES)
+            with self._room.take(_PIECE_BYTES if self._is_staged else size + read_back):
                 self._copy(pack, size, found is not None, stopped)
         if not stopped.is_set():
             self._done(pack, size, not is_there)
@@ -103,7 +114,8 @@ class PackCopier:
         try:
             _, footer = BlobReader(self._target).read_footer(pack)
             if self._verify:
-                _check_blobs(iter_stored(self._target, pack, footer_columns(footer)))
+                stored = iter_stored(self._target, pack, footer_columns(footer))
+                _refuse((ref, blob_problem(data, ref)) for ref, data in stored)
         except (FormatError, ObjectNotFoundError):
             return False
         return True
@@ -173,21 +185,31 @@ class PackCopier:
             raise CorruptionError(f"its trailer says that it is pack {trailer.pack.hex()}.")
         footer = decode_footer(sink.read(trailer.footer_offset, trailer.footer_size), trailer)
         if self._verify or not self._source.is_local:
-            _check_blobs(_iter_written(sink, footer))
+            columns = footer_columns(footer)
+            refs = (columns.ref(sink.pack, row) for row in range(len(columns)))
+            _refuse((ref, _written_problem(sink, ref)) for ref in refs)
 
 
-def _iter_written(sink: PackSink, footer: Footer) -> Iterator[tuple[BlobRef, memoryview | None]]:
-    """Yield the blobs of a pack that is being written, with what follows them."""
-    for row in range(len(footer)):
-        length = int(footer.lengths[row])
-        ref = BlobRef(Digest(footer.digests[row].tobytes()), sink.pack, int(footer.offsets[row]), length)
-        yield ref, sink.read(ref.offset, length + check_table_size(length))
+def _written_problem(sink: PackSink, ref: BlobRef) -> Problem | None:
+    """Do what `blob_problem` does, of a pack that is being written: a blob may be larger than the memory for it."""
+    table = sink.read(ref.offset + ref.length, check_table_size(ref.length))
+    digest = blake3()
+    is_bad = False
+    step = _CHECKED_BLOCKS * CHECK_BLOCK_BYTES
+    for start in range(0, ref.length, step):
+        data = sink.read(ref.offset + start, min(step, ref.length - start))
+        digest.update(data)
+        if table:
+            first = 4 * (start // CHECK_BLOCK_BYTES)
+            is_bad |= find_bad_block(data, table[first : first + 4 * _CHECKED_BLOCKS]) is not None
+    if digest.digest() != ref.digest:
+        return Problem.DIGEST
+    return Problem.CHECKSUMS if is_bad else None
 
 
-def _check_blobs(stored: Iterable[tuple[BlobRef, memoryview | None]]) -> None:
-    """Raise `CorruptionError` if a blob does not match its digest, or its checksums don't."""
-    for ref, data in stored:
-        problem = blob_problem(data, ref)
+def _refuse(problems: Iterable[tuple[BlobRef, Problem | None]]) -> None:
+    """Raise `CorruptionError` if a blob has a problem."""
+    for ref, problem in problems:
         if problem is not None:
             raise CorruptionError(
                 f"blob {ref.digest.hex()} at {ref.offset} (length {ref.length}): {problem.name.lower()}."

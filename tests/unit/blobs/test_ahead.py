@@ -35,5 +35,6 @@ def test_only_so_much_is_fetched_ahead() -> None:
     size = MAX_BYTES // 4
     refs = [ref(ONE, number * (size + MAX_GAP_BYTES + 1), size) for number in range(9)]
     assert len(list(plan_stretches(refs))) == 4
+    assert len(list(plan_stretches(refs, 3 * size))) == 3
     assert list(plan_stretches([ref(ONE, 0, MAX_BYTES + 1)])) == []
     assert list(plan_stretches([])) == []

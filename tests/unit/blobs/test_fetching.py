@@ -7,7 +7,7 @@ import os
 import pickle
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from vstore.blobs.cache import CACHE
 from vstore.blobs.fetching import PackFetcher
 from vstore.blobs.packing import NO_SLOT, OpenPack
 from vstore.blobs.reader import BlobReader, ByteSpan
-from vstore.blobs.streams import PackReads
+from vstore.blobs.streams import PackReads, Wanted
 from vstore.errors import CorruptionError, MissingBlobError, StorageError
 from vstore.format.envelope import BlobKind
 from vstore.format.refs import BlobRef
@@ -127,6 +127,39 @@ def test_reading_forward_fetches_ahead_and_nothing_in_vain(storage: Gate) -> Non
         assert reader.whole(ref, "b", reach=reach) == data
     assert len(storage.reads) < 20
     assert sum(length for _, length in storage.reads) == 500_000
+
+
+@pytest.fixture
+def small_cache() -> Iterator[None]:
+    before = CACHE.limit_bytes
+    CACHE.set_limit(16 << 20)
+    yield
+    CACHE.set_limit(before)
+
+
+@pytest.mark.usefixtures("small_cache")
+@pytest.mark.parametrize("size", [16 << 10, 256 << 10])
+@pytest.mark.parametrize("count", [1, 8, 24])
+def test_many_who_read_forward_fetch_nothing_twice(count: int, size: int) -> None:
+    """What is fetched ahead of all of them stays in the cache until they come to it."""
+    spacing = Wanted(0, size, 0, Future()).spacing
+    reach = (4 << 20) // spacing * spacing
+    zeros = memoryview(bytes(reach))
+    fetched = []
+
+    class Zeros:
+        def read(self, name: str, offset: int, length: int) -> memoryview:
+            fetched.append(length)
+            return zeros[offset : offset + length]
+
+    storage: Any = Zeros()
+    fetcher = PackFetcher(storage)
+    packs = [new_pack_id() for _ in range(count)]
+    for start in range(0, reach, spacing):
+        for pack in packs:
+            assert len(fetcher.read(pack, start, start + size, reach)) == size
+    fetcher.close()
+    assert sum(fetched) <= count * reach
 
 
 def test_who_asks_for_what_is_on_its_way_waits_for_it(storage: Gate) -> None:

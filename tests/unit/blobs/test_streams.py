@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vstore.blobs import streams
-from vstore.blobs.streams import PackReads, Stretch, Wanted
+from vstore.blobs.streams import PackReads, Stream, Stretch, Waiting, Wanted
 from vstore.ids import PackId
 
 PACK = PackId(b"p" * 16)
@@ -25,11 +25,16 @@ def ranges(stretches: list[Stretch]) -> list[tuple[int, int]]:
     return [(each.start, each.stop) for each in stretches]
 
 
+def pack_reads() -> PackReads:
+    """Make one whose stretches all stay."""
+    return PackReads(PACK, lambda stretch: True, Waiting(lambda: ROOM))
+
+
 class Reader:
     """Asks for blobs of one pack, whose stretches all stay; adds up what was asked for and what was fetched."""
 
     def __init__(self, reach: int) -> None:
-        self.reads = PackReads(PACK, lambda stretch: True)
+        self.reads = pack_reads()
         self.reach = reach
         self.requests: list[Stretch] = []
         self.asked = 0
@@ -58,20 +63,18 @@ class Reader:
 
 
 def test_neighbours_wanted_at_once_share_a_request() -> None:
-    reads = PackReads(PACK, lambda stretch: True)
+    reads = pack_reads()
     planned = reads.plan([wanted(at * 4096, 4096) for at in (2, 0, 1)], ROOM)
     assert ranges(planned) == [(0, 3 * 4096)]
     assert len(planned[0].waiting or ()) == 3
 
 
 def test_a_gap_is_fetched_only_if_it_is_smaller_than_what_is_wanted_before_it() -> None:
-    planned = PackReads(PACK, lambda stretch: True).plan(
-        [wanted(0, 4096), wanted(8192, 4096), wanted(100_000, 4096)], ROOM
-    )
+    planned = pack_reads().plan([wanted(0, 4096), wanted(8192, 4096), wanted(100_000, 4096)], ROOM)
     assert ranges(planned) == [(0, 12_288), (100_000, 104_096)]
     far = streams.MAX_GAP_BYTES + 1
     size = 900 * KIB
-    planned = PackReads(PACK, lambda stretch: True).plan([wanted(0, size), wanted(size + far, 1)], ROOM)
+    planned = pack_reads().plan([wanted(0, size), wanted(size + far, 1)], ROOM)
     assert len(planned) == 2
 
 
@@ -136,7 +139,7 @@ def test_nothing_is_fetched_beyond_the_known_blobs() -> None:
 
 
 def test_no_more_is_fetched_ahead_than_there_is_room_for() -> None:
-    reads = PackReads(PACK, lambda stretch: True)
+    reads = pack_reads()
     planned = reads.plan([wanted(at * KIB, KIB, 1 << 30) for at in range(100)], 10 * KIB)
     assert ranges(planned) == [(0, 110 * KIB)]
     assert ranges(reads.plan([wanted(110 * KIB, KIB, 1 << 30)], 0)) == [(110 * KIB, 111 * KIB)]
@@ -168,9 +171,63 @@ def test_single_chunks_here_and_there_are_all_that_is_fetched() -> None:
 
 
 def test_what_is_remembered_of_a_pack_is_bounded() -> None:
-    reads = PackReads(PACK, lambda stretch: True)
+    reads = pack_reads()
     for at in range(1000):
         reads.plan([wanted(at * (1 << 20), KIB)], ROOM)
     assert len(reads._stretches) <= streams.MAX_STRETCHES
     assert len(reads._streams) <= streams.MAX_STREAMS
     assert reads.find(999 * (1 << 20), 999 * (1 << 20) + KIB) is not None
+
+
+def test_streams_share_the_room_for_what_waits_ahead_of_them() -> None:
+    room = streams.MAX_AHEAD_BYTES
+    waiting = Waiting(lambda: room)
+    one, other, third = (Stream(0, 0, 1 << 40) for _ in range(3))
+    assert waiting.limit(one) == room
+    one.end = room
+    waiting.note(one, KIB)
+    assert waiting.limit(one) == room
+    assert waiting.limit(other) == room // 2
+    other.end = room // 2
+    waiting.note(other, KIB)
+    assert [waiting.limit(each) for each in (one, other, third)] == [room // 2, room // 2, room // 3]
+    # One that has little ahead of it leaves the rest to the others.
+    one.asked = room - KIB
+    waiting.note(one, KIB)
+    assert waiting.limit(other) == room - KIB
+    # One that has nothing ahead of it takes no part.
+    other.asked = other.end
+    waiting.note(other, KIB)
+    assert waiting.limit(third) == room - KIB
+    waiting.drop(one)
+    assert waiting.limit(third) == room
+
+
+def test_what_waits_ahead_of_a_stream_that_ended_is_forgotten_with_the_cache() -> None:
+    waiting = Waiting(lambda: 10 * KIB)
+    left = Stream(0, 10 * KIB, 1 << 40)
+    waiting.note(left, KIB)
+    waiting.note(None, 20 * KIB)
+    assert waiting.limit(Stream(0, 0, KIB)) == 5 * KIB
+    waiting.note(None, 1)
+    assert waiting.limit(Stream(0, 0, KIB)) == 10 * KIB
+
+
+def test_what_is_known_of_waiting_streams_is_bounded() -> None:
+    waiting = Waiting(lambda: ROOM)
+    for _ in range(1000):
+        waiting.note(Stream(0, KIB, KIB), KIB)
+    assert len(waiting._streams) <= streams.MAX_WAITING_STREAMS
+
+
+@pytest.mark.parametrize("at_once", [1, 8])
+def test_a_stretch_is_used_up_although_nobody_asks_for_the_checksums_in_it(at_once: int) -> None:
+    size = 512 * KIB
+    spacing = size + 4 * 8
+    reader = Reader(100 * spacing)
+    for at in range(0, 96, at_once):
+        reader.ask(*((each * spacing, size) for each in range(at, at + at_once)))
+    used = [each for each in reader.requests if each.stop <= 95 * spacing]
+    assert len(used) > 10
+    # One at most overlaps another, from which its blobs were taken.
+    assert sum(each.left > 0 for each in used) <= 1

@@ -229,6 +229,47 @@ def test_who_never_answered_is_asked_twice_in_the_time_of_one_try() -> None:
     assert given == ["30000ms"] * 10
 
 
+def test_small_requests_stay_with_the_connections_of_the_first_one_until_it_is_late() -> None:
+    store = S3Store("bucket", endpoint="http://127.0.0.1:9", region="r", client_options={"allow_http": True})
+    given: list[Any] = []
+
+    def quick(store: Any) -> None:
+        given.append(store)
+
+    def silent(store: Any) -> None:
+        given.append(store)
+        raise obstore_errors.GenericError(chain("source: TimedOut", "Timeout"))
+
+    def timeouts() -> list[str]:
+        return [each.client_options["timeout"] for each in given]
+
+    def client(max_tries: int = 10) -> Client:
+        given.clear()
+        made = Client(store, RequestOptions(max_tries=max_tries), clock=Recorded())
+        for size in (0, 1000, 0, ATTEMPT_BYTES // 3):
+            made.run(quick, "look", size=size)
+        return made
+
+    # Each store has its own connections.
+    known = client()
+    assert len(set(map(id, given))) == 1
+    # From the second try on a service that answered once has its full time.
+    with pytest.raises(UnreachableError):
+        known.run(silent, "look")
+    known.run(quick, "look")
+    assert timeouts() == ["10000ms"] * 5 + ["30000ms"] * 10
+    # What needs it has it at once, and then all others go the same way.
+    others: list[dict[str, Any]] = [{"creates": True}, {"repeats": False}, {"size": ATTEMPT_BYTES}]
+    for options in others:
+        known = client()
+        known.run(quick, "act", **options)
+        known.run(quick, "look")
+        assert timeouts() == ["10000ms"] * 4 + ["30000ms"] * 2
+        assert given[-1] is given[-2]
+    client(max_tries=1)
+    assert timeouts() == ["10000ms"] + ["30000ms"] * 3
+
+
 @pytest.fixture(params=[False, True], ids=["s3", "google"])
 def server(request: pytest.FixtureRequest) -> Iterator[XmlServer]:
     with xml_server(google=request.param) as server:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import http.client
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
@@ -115,6 +116,14 @@ def client(proxy: FaultProxy) -> Iterator[Client]:
     client.connection.close()
 
 
+def wait_until(is_so: Callable[[], object]) -> None:
+    """Wait for what another thread does; fail if it never does."""
+    deadline_s = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < deadline_s, "the proxy has not seen in 60 s what was sent to it"
+        time.sleep(0.001)
+
+
 BROKEN = (ConnectionError, http.client.HTTPException)
 
 
@@ -211,8 +220,7 @@ def test_a_held_request_is_overtaken(server: Server, proxy: FaultProxy, client: 
     held = Client(proxy)
     thread = threading.Thread(target=held.ask, args=("PUT", "held", b"held"))
     thread.start()
-    while not proxy.exchanges:
-        pass
+    wait_until(lambda: proxy.exchanges)
     for name in ("1", "2"):
         client.ask("PUT", name, b"x")
     thread.join()
@@ -249,8 +257,7 @@ def test_it_ends_with_requests_under_way(server: Server) -> None:
         for client, method in zip(clients[:2], ("GET", "PUT"), strict=True):
             client.connection.request(method, "/base/b", b"body")
         clients[2].connection.connect()
-        while len(proxy.exchanges) < 2:
-            pass
+        wait_until(lambda: len(proxy.exchanges) == 2)
     for client in clients:
         client.connection.close()
     assert server.seen == []
@@ -262,8 +269,7 @@ def test_it_leaves_no_connection_open_when_it_ends(server: Server) -> None:
         with FaultProxy(f"http://127.0.0.1:{server.server_port}/base") as proxy:
             idle, greedy = Client(proxy), Client(proxy)
             greedy.connection.request("GET", "/base/large")
-            while not proxy.exchanges or not proxy.exchanges[0].status:
-                pass
+            wait_until(lambda: proxy.exchanges and proxy.exchanges[0].status)
             idle.connection.connect()
         idle.connection.close()
         greedy.connection.close()

@@ -19,14 +19,18 @@ import vstore
 from tests.repositories import GROUP, KINDS, HandClock, Place, commit, contents, drop, quick_folder, write
 from tests.unit.ops.repositories import FUTURE
 from tests.unit.transfer.houses import contents_of, furnish, require_sound, state_of
+from vstore.blobs.packing import NO_SLOT, OpenPack
 from vstore.catalog.location import find_catalog
 from vstore.catalog.log import StaleStateError
+from vstore.format.envelope import BlobKind
 from vstore.format.log_record import Tombstone, encode_identity_object, encode_tombstone
-from vstore.ids import PackId
+from vstore.format.refs import CHECK_BLOCK_BYTES, check_table_size
+from vstore.ids import PackId, blake3_digest, new_pack_id
 from vstore.keys.objects import LATEST, PACK_PREFIX, REPO, SQLITE_FILE, log_name, pack_name, parse_pack_name
 from vstore.storage.base import Storage
 from vstore.storage.local import LocalStorage
 from vstore.storage.objects import ObjectStorage
+from vstore.storage.objects.pack import ObjectPack
 from vstore.testing.faults import Fault, FaultPlan, FaultyStorage
 from vstore.transfer import packs
 from vstore.transfer.plan import MovedOnError, Needs
@@ -319,8 +323,8 @@ def test_packs_are_copied_as_they_are_and_large_ones_in_pieces(
 
 
 def test_several_at_once_within_the_bound(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of packs of 10 kB two are under way together, and never more, if 25 kB are the bound."""
-    monkeypatch.setattr(packs, "MEMORY_BYTES", 25_000)
+    """Packs of 10 kB take 20 while they are read back, so that two are under way and never more if 45 are the bound."""
+    monkeypatch.setattr(packs, "MEMORY_BYTES", 45_000)
     together, met = threading.Barrier(2, timeout=20), threading.Event()
     most = [0]
     take = packs._Room.take
@@ -329,7 +333,7 @@ def test_several_at_once_within_the_bound(folder: Path, monkeypatch: pytest.Monk
     def watched(room: Any, size: int) -> Iterator[None]:
         with take(room, size):
             most[0] = max(most[0], room._taken)
-            if size > 10_000 and not met.is_set():
+            if size > 20_000 and not met.is_set():
                 together.wait()
                 met.set()
             yield
@@ -339,7 +343,7 @@ def test_several_at_once_within_the_bound(folder: Path, monkeypatch: pytest.Monk
         for _ in range(12):
             commit(repository, {"v": os.urandom(10_000)})
         repository.copy_to(MemoryStore())
-        assert 20_000 < most[0] <= 25_000
+        assert 40_000 < most[0] <= 45_000
 
 
 @pytest.mark.parametrize("there", KINDS)
@@ -761,3 +765,54 @@ def test_a_pack_that_is_damaged_on_its_way_is_read_three_times() -> None:
                         copier.copy([(pack, size)], {})
                     assert sizes(target) == {}
                 assert len(plan.requests) == min(damaged + 1, 3)
+
+
+def test_large_blobs_are_read_back_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packs, "_CHECKED_BLOCKS", 1)
+    longest = 0
+    read = ObjectPack.read
+
+    def watched(sink: ObjectPack, offset: int, length: int) -> memoryview:
+        nonlocal longest
+        longest = max(longest, length)
+        return read(sink, offset, length)
+
+    monkeypatch.setattr(ObjectPack, "read", watched)
+    sizes_of_blobs = [CHECK_BLOCK_BYTES, CHECK_BLOCK_BYTES + 1, 3 * CHECK_BLOCK_BYTES, 500_000]
+    source = ObjectStorage(MemoryStore())
+    pack = OpenPack(source.open_pack(new_pack_id()), 0)
+    places = []
+    for length in sizes_of_blobs:
+        data = os.urandom(length)
+        offset = pack.place(NO_SLOT, BlobKind.CHUNK, blake3_digest(data), length)
+        pack.write(offset, (data,))
+        places.append((offset, length))
+    pack.seal()
+    size = source.size(pack_name(pack.pack))
+    assert size is not None
+
+    def copy(flipped: int | None) -> None:
+        class Flipping(FaultyStorage):
+            def read(self, name: str, offset: int, length: int) -> memoryview:
+                data = bytearray(source.read(name, offset, length))
+                if flipped is not None:
+                    data[flipped - offset] ^= 1
+                return memoryview(bytes(data))
+
+        copier = packs.PackCopier(
+            Flipping(source, FaultPlan()), ObjectStorage(MemoryStore()), lambda pack, size, copied: None
+        )
+        copier.copy([(pack.pack, size)], {})
+
+    longest = 0
+    copy(None)
+    assert longest == CHECK_BLOCK_BYTES
+    for offset, length in places:
+        for place in (offset, offset + length // 2, offset + length - 1):
+            with pytest.raises(vstore.CorruptionError, match="digest"):
+                copy(place)
+        if length > CHECK_BLOCK_BYTES:
+            # The first and the last checksum.
+            for place in (offset + length, offset + length + check_table_size(length) - 1):
+                with pytest.raises(vstore.CorruptionError, match="checksums"):
+                    copy(place)

@@ -19,6 +19,7 @@ from vstore.storage.objects.requests import (
     has_no_body,
     panics_caught,
     request_errors,
+    timed_out,
     translate,
     was_answered,
 )
@@ -67,6 +68,7 @@ class Client:
         self._place = place_of(store)
         self._rebuilt: dict[float, Any] = {}
         self._answered = False
+        self._was_late = False
         self._succeeded = False
         self._is_place_known = False
 
@@ -121,6 +123,7 @@ class Client:
 
     def _wait_s(self, tries: Tries, error: Exception, repeats: bool) -> float | None:
         self._answered = self._answered or was_answered(error)
+        self._was_late = self._was_late or timed_out(error)
         return tries.next_wait_s(error, answered=self._answered) if repeats else None
 
     def _leaves_open_why(self, error: Exception) -> bool:
@@ -150,16 +153,29 @@ class Client:
 
         obstore has one timeout for each store, and nothing else ends a blocking call. Each store has its connections
         to itself, so there are few, each with twice the time of the one before. A small request to a service that has
-        never answered has the attempt timeout for its two tries together: most likely nobody is there.
+        never answered has the attempt timeout for its two tries together: most likely nobody is there. Those that
+        follow stay with the connections of the first, as long as it is in time and nothing else needed others.
         """
         factor = 1.0
         if not self._has_own_timeout:
             while size > ATTEMPT_BYTES * factor and factor < LARGEST_FACTOR:
                 factor *= 2
-            if factor == 1 and timeouts is not None and not self._answered:
-                factor = LATER_STRANGER_FACTOR if timeouts else FIRST_STRANGER_FACTOR
+            if factor == 1 and timeouts is not None:
+                if not self._answered:
+                    factor = LATER_STRANGER_FACTOR if timeouts else FIRST_STRANGER_FACTOR
+                elif self._stays_with_first(size):
+                    factor = FIRST_STRANGER_FACTOR
         store = self._rebuilt.get(factor)
         if store is None:
             timeout_s = None if self._has_own_timeout else factor * self._options.attempt_timeout_s
             store = self._rebuilt.setdefault(factor, rebuilt(self._store, timeout_s, self._provider))
         return store
+
+    def _stays_with_first(self, size: int) -> bool:
+        """Tell whether a request to a service that has answered goes by the connections of the first one.
+
+        It has a part of the time there, so there must be a second try, and one that was late is the last one.
+        """
+        has_others = 1.0 in self._rebuilt or FIRST_STRANGER_FACTOR not in self._rebuilt
+        is_small = size <= ATTEMPT_BYTES * FIRST_STRANGER_FACTOR
+        return is_small and not (has_others or self._was_late) and self._options.max_tries > 1

@@ -21,7 +21,8 @@ class RequestOptions:
     `max_requests`: how many are under way at once, over all threads and event loops.
     `max_tries`: how often a request that may be repeated is sent. Creates are always sent once.
     `attempt_timeout_s`: how long one try may take that moves up to 4 MiB; larger ones get more in proportion. While
-    the service has never answered, all tries of a small request together.
+    the service has never answered, all tries of a small request together; while it is quick, the first try of one has
+    a third.
     `total_timeout_s`: no try begins later than so long after the first.
     `first_wait_s`, `longest_wait_s`: the waits between tries double from the one to the other.
     `storage_class`: that of packs, by the service's name for it; all else is small and kept in the default class.
