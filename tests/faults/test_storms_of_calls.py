@@ -1,7 +1,8 @@
 """Several users of one repository call all that changes it, through a storage that fails at random, in one thread.
 
 A call whose outcome is unknown is asked for again later, when others have gone on. The operations log then tells
-whether each call was done once if it returned, and never if its error said so. All is decided by the seed.
+whether each call was done once if it returned, and never if its error said so. What is switched on and off again
+under one name, with doubts that are given up, is looked at after each call. All is decided by the seed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,12 +62,16 @@ class RandomPlan(FaultPlan):
 
 
 class Call(NamedTuple):
-    """`kind` is what it is in the operations log, `name` what is made or moved, `act` may be called again."""
+    """`kind` is what it is in the operations log, `name` what is made or moved, `act` may be called again.
+
+    With `holds`, which tells whether all is as asked for, the call may be given up on, and is not counted.
+    """
 
     kind: str
     name: str
     act: Callable[[], object]
     allowed: tuple[type[vstore.VStoreError], ...] = ()
+    holds: Callable[[vstore.Repository], bool] | None = None
 
 
 class User:
@@ -79,12 +85,15 @@ class User:
         # In some sessions packs come before the commit.
         self.repository.handle.storage.pack_policy = PackPolicy(20_000, 4_000, None)
         self.repository.handle.catalog.check_writable()
-        self.repository.create_branch(name, self.repository.lookup_branch("main"))
+        self._first = self.repository.lookup_branch("main")
+        self.repository.create_branch(name, self._first)
         self.told: list[tuple[Call, str]] = []
         self._number = 0
         self._calls = self._iter_calls()
         self._call: Call | None = None
         self._tries = 0
+        self._witness = place.open()
+        self._sessions: list[vstore.Session] = []
         self._branches: list[str] = []
         self._tags: list[str] = []
         self._patterns: list[str] = []
@@ -104,11 +113,27 @@ class User:
         try:
             self._call.act()
         except vstore.CommitOutcomeUnknownError:
-            return
-        except (*REFUSED, *self._call.allowed):
+            if self._call.holds is not None and self.chance.random() < 0.5:
+                self._note("given up")
+        except self._call.allowed:
+            self._look()
+            self._note("refused")
+        except REFUSED:
             self._note("refused")
         else:
+            self._look()
             self._note("done")
+
+    def close(self) -> None:
+        for session in self._sessions:
+            session.close()
+        self._witness.close()
+        self.repository.close()
+
+    def _look(self) -> None:
+        assert self._call is not None
+        if self._call.holds is not None:
+            assert self._call.holds(self._witness), f"{self._call} was not done, nor was it in vain"
 
     def _note(self, what: str) -> None:
         assert self._call is not None
@@ -133,11 +158,19 @@ class User:
                     self._value,
                     self._protect,
                     self._merge,
+                    self._switch_protection,
+                    self._switch_branch,
                 )
             )(name)
 
     def _session(self, branch: str, name: str) -> vstore.Session:
         session = self.repository.writable_session(branch)
+        self._sessions.append(session)
+        if self.chance.random() < 0.3:
+            with contextlib.suppress(*REFUSED):
+                write(session, {f"discarded/{part}": f"{name} {part}".encode() * 900 for part in range(4)})
+            with contextlib.suppress(*REFUSED):
+                session.discard_changes()
         write(
             session, {f"{name}/{part}": name.encode() * 900 for part in range(self.chance.choice((1, 1, 4)))}
         )
@@ -215,6 +248,32 @@ class User:
         if self._is_done(call):
             yield Call("unprotect-branch", name, lambda: self.repository.unprotect_branch(name))
 
+    def _switch_protection(self, _: str) -> Iterator[Call]:
+        pattern = f"{self.name}-switched"
+        for is_on in self.chance.choices((True, False), k=4):
+            yield Call(
+                "protect-branch" if is_on else "unprotect-branch",
+                pattern,
+                partial(
+                    self.repository.protect_branch if is_on else self.repository.unprotect_branch, pattern
+                ),
+                () if is_on else (vstore.InvalidInputError,),
+                partial(_is_protected, pattern, is_on),
+            )
+
+    def _switch_branch(self, _: str) -> Iterator[Call]:
+        branch = f"{self.name}-switch"
+        for is_on in self.chance.choices((True, False), k=4):
+            yield Call(
+                "create-branch" if is_on else "delete-branch",
+                branch,
+                partial(self.repository.create_branch, branch, self._first)
+                if is_on
+                else partial(self.repository.delete_branch, branch),
+                (vstore.RefExistsError if is_on else vstore.RefNotFoundError,),
+                partial(_is_branch, branch, is_on),
+            )
+
     def _merge(self, name: str) -> Iterator[Call]:
         head = self.repository.lookup_branch("main")
         call = Call("create-branch", name, lambda: self.repository.create_branch(name, head))
@@ -231,6 +290,14 @@ class User:
                 merged,
                 lambda: self.repository.merge(name, message=merged, squash=squash, fast_forward=False),
             )
+
+
+def _is_protected(pattern: str, is_on: bool, repository: vstore.Repository) -> bool:
+    return (pattern in repository.list_protected_branches()) == is_on
+
+
+def _is_branch(branch: str, is_on: bool, repository: vstore.Repository) -> bool:
+    return (branch in repository.list_branches()) == is_on
 
 
 def tidy_up(repository: vstore.Repository, chance: random.Random) -> None:
@@ -261,10 +328,10 @@ def storm(place: Place, seed: int, steps: int, share: float) -> Counter[str]:
         if user._call is not None:
             user.go_on()
     plan.land()
+    for user in users:
+        user.close()
     with place.open() as repository:
         judge(repository, users)
-    for user in users:
-        user.repository.close()
     return Counter(what for user in users for _, what in user.told)
 
 
@@ -288,14 +355,17 @@ def judge(repository: vstore.Repository, users: list[User]) -> None:
         told = Counter(
             (user.name, call.kind, "" if call.kind == "set-metadata" else call.name)
             for call, what in user.told
-            if what == "done"
+            if what == "done" and call.holds is None
         )
         told[user.name, "create-branch", user.name] += 1
-        found = Counter({key: count for key, count in done.items() if key[0] == user.name})
+        switched = {(user.name, call.kind, call.name) for call, _ in user.told if call.holds is not None}
+        found = Counter(
+            {key: count for key, count in done.items() if key[0] == user.name and key not in switched}
+        )
         assert found == told, f"more than was told: {found - told}; less: {told - found}"
     assert check(repository, data=True).damages == []
-    for session in repository.list_sessions():
-        repository.abandon_session(session)
+    # All sessions were closed, so that none is left registered.
+    assert repository.list_sessions() == []
     for _ in range(2):
         repository.garbage_collect(far_future())
     assert repository.garbage_collect(far_future(), dry_run=True).garbage_packs == 0

@@ -58,7 +58,8 @@ class Registration:
 
     def _change(self, kind: OperationKind, update: OpenSession | CloseSession) -> None:
         change = Change(kind, (), (update,))
-        apply(self._handle, lambda view: change, request=(kind, self._id))
+        # Done twice, it is as done once; an earlier try says nothing, as the other kind may have come after it.
+        apply(self._handle, lambda view: change)
 
 
 class HeldLease:
