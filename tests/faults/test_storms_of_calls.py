@@ -24,6 +24,7 @@ from tests.faults.site import far_future
 from tests.repositories import KINDS, Place, quick_folder, write
 from vstore.blobs.cache import CACHE
 from vstore.catalog import log_patience
+from vstore.keys.objects import LOG_PREFIX
 from vstore.ops.fsck import check
 from vstore.storage.base import PackPolicy
 from vstore.testing.faults import Fault, FaultPlan
@@ -41,7 +42,7 @@ class RandomPlan(FaultPlan):
     def __init__(self, chance: random.Random) -> None:
         super().__init__()
         self.chance = chance
-        self.share = 0.0
+        self.share = self.record_share = 0.0
         self._lost = 0
 
     def _count(self, method: str, name: str) -> Fault | None:
@@ -52,10 +53,12 @@ class RandomPlan(FaultPlan):
         if self._lost:
             self._lost -= 1
             return Fault.NOT_APPLIED
-        if self.chance.random() >= self.share:
+        is_record = method == "update" or (method == "create" and name.startswith(LOG_PREFIX))
+        if self.chance.random() >= (max(self.share, self.record_share) if is_record else self.share):
             return None
-        if self.chance.random() < 0.1:
-            self._lost = self.chance.choice((5, 20, 60))
+        if self.chance.random() < (0.7 if is_record else 0.1):
+            # After a record, what would have told its fate.
+            self._lost = 5 if is_record else self.chance.choice((5, 20, 60))
         fault = self.chance.choice(FAULTS)
         # A transaction of SQLite never lands late: nothing is on its way.
         return Fault.LOST if fault is Fault.LATE and method == "update" else fault
@@ -309,19 +312,19 @@ def tidy_up(repository: vstore.Repository, chance: random.Random) -> None:
             repository.compact()
 
 
-def storm(place: Place, seed: int, steps: int, share: float) -> Counter[str]:
+def storm(place: Place, seed: int, steps: int, share: float, record_share: float = 0.0) -> Counter[str]:
     """Run a storm and judge it; return how often users were told what."""
     CACHE.clear()
     chance = random.Random(seed)
     plan = RandomPlan(chance)
     users = [User(place, name, plan) for name in "abc"[:USERS]]
     janitor = open_faulty(place, plan)
-    plan.share = share
+    plan.share, plan.record_share = share, record_share
     for _ in range(steps):
         chance.choice(users).go_on()
         if chance.random() < 0.03:
             tidy_up(janitor, chance)
-    plan.share = 0
+    plan.share = plan.record_share = 0
     plan._lost = 0
     plan.land()
     for user in users:
@@ -388,6 +391,17 @@ def test_calls_in_a_storm(folder: Path, monkeypatch: pytest.MonkeyPatch, kind: s
     assert min(told["done"], told["refused"]) > 3
 
 
+@pytest.mark.parametrize("seed", [2, 7])
+@pytest.mark.parametrize("kind", KINDS)
+def test_calls_in_a_storm_of_doubts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, seed: int
+) -> None:
+    monkeypatch.setattr(log_patience, "MAX_TROUBLES", 1)
+    place = Place.new(kind, folder)
+    place.create().close()
+    assert storm(place, seed, 300, 0.01, 0.3)["done"] > 3
+
+
 @pytest.mark.deep
 @pytest.mark.parametrize("seed", range(1000, 1100))
 @pytest.mark.parametrize("kind", KINDS)
@@ -395,4 +409,5 @@ def test_calls_in_many_storms(folder: Path, monkeypatch: pytest.MonkeyPatch, kin
     monkeypatch.setattr(log_patience, "MAX_TROUBLES", 1 + seed % 4)
     place = Place.new(kind, folder)
     place.create().close()
-    storm(place, seed, 400, random.Random(seed).choice((0.01, 0.03, 0.08, 0.15)))
+    chance = random.Random(seed)
+    storm(place, seed, 400, chance.choice((0.01, 0.03, 0.08, 0.15)), chance.choice((0.0, 0.3)))

@@ -414,6 +414,46 @@ def test_a_registration_is_ended_although_an_earlier_end_was_in_doubt(place: Pla
         assert repository.list_sessions() == []
 
 
+def test_a_registration_whose_end_was_in_doubt_is_not_believed(place: Place) -> None:
+    plan = RecordInDoubt(Fault.APPLIED)
+    plan.mend()
+    with open_faulty(place, plan) as repository:
+        repository.handle.storage.pack_policy = PackPolicy(20_000, 2_000, 1_000)
+        session = repository.writable_session("main")
+        _write_packs(session, 1)
+        in_doubt(place, plan, repository, session.discard_changes)
+        # Too little to be registered for: an end that was heard of would be no other.
+        session.tree_for_writing().set("mine", b"m")
+        session.commit("mine")
+
+
+def test_a_registration_that_a_commit_did_not_know_of_is_ended_by_closing(place: Place) -> None:
+    plan = RecordInDoubt(Fault.APPLIED)
+    plan.mend()
+    with open_faulty(place, plan) as repository:
+        session = repository.writable_session("main")
+        in_doubt(place, plan, repository, session._draft.registration.begin)
+        session.tree_for_writing().set("mine", b"m")
+        session.commit("mine")
+        session.close()
+        assert repository.list_sessions() == []
+
+
+def test_closing_again_ends_a_registration_that_closing_could_not_end(place: Place) -> None:
+    plan = RecordInDoubt(Fault.LOST)
+    plan.mend()
+    with open_faulty(place, plan) as repository:
+        repository.handle.storage.pack_policy = PackPolicy(20_000, 2_000, 1_000)
+        session = repository.writable_session("main")
+        _write_packs(session, 1)
+        plan.is_mended = plan.is_broken = False
+        session.close()
+        plan.mend()
+        assert len(repository.list_sessions()) == 1
+        session.close()
+        assert repository.list_sessions() == []
+
+
 def test_a_renewal_in_doubt_does_not_hide_that_the_lease_was_ended(place: Place) -> None:
     plan = RecordInDoubt(Fault.APPLIED)
     plan.mend()
