@@ -572,6 +572,27 @@ def test_a_merge_in_doubt_takes_in_what_came_since(place: Place) -> None:
         assert repository.readonly_session("main").tree.read("more") == b"m"
 
 
+def test_what_was_found_once_is_not_denied_when_it_can_not_be_looked_for_again(place: Place) -> None:
+    """The catalog has answered that it landed, but what became of it can't be seen; then it does not answer."""
+    plan = RecordInDoubt(Fault.APPLIED)
+    plan.mend()
+    with open_faulty(place, plan) as repository:
+        ask, catalog = _create_branch(repository), repository.handle.catalog
+        before = kinds(place)
+        in_doubt(place, plan, repository, ask)
+        for method in ("reading", "update"):
+
+            def fail(*_: object) -> None:
+                raise vstore.StorageError("injected")
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(catalog, method, fail)
+                with pytest.raises(vstore.CommitOutcomeUnknownError):
+                    ask()
+        ask()
+        assert len(kinds(place)) == len(before) + 1
+
+
 @pytest.mark.parametrize("name", ["cherry_pick", "revert"])
 def test_what_the_branch_has_lost_is_done_anew(place: Place, name: str) -> None:
     plan = RecordInDoubt(Fault.APPLIED)
