@@ -1,4 +1,4 @@
-"""What vstore should reach: the budgets of its design, and what a run says of each.
+"""What vstore should reach: the budgets that were set before it was written, and what a run says of each.
 
 A budget is a bound on one metric of one system, by itself or against another system of the same round.
 """

@@ -51,7 +51,12 @@ def to_datetime(time_us: int) -> datetime:
 
 def from_datetime(moment: datetime) -> int:
     """Return `moment` in microseconds since 1970 UTC; it must carry a time zone."""
-    if not isinstance(moment, datetime) or moment.tzinfo is None:
+    if not isinstance(moment, datetime):
+        raise InvalidInputError(
+            f"{moment!r} is no datetime. Give an aware one, that has a time zone; for an age, for example "
+            "datetime.now(timezone.utc) - timedelta(days=1)."
+        )
+    if moment.tzinfo is None:
         raise InvalidInputError(
             f"{moment!r} has no time zone. Give an aware datetime, for example datetime.now(timezone.utc)."
         )

@@ -13,7 +13,7 @@ from vstore.retention import RetentionPolicy
 
 MAX_INLINE_THRESHOLD_BYTES = 4096
 MAX_METADATA_BYTES = 4 * 1024 * 1024
-"""Of a snapshot or a repository: JSON text makes objects of twenty times its size."""
+"""Of a snapshot (a repository: `catalog.base.MAX_VALUE_BYTES`): JSON text makes objects of twenty times its size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +97,7 @@ def load_object(data: bytes | None, what: str) -> dict[str, Any]:
     return found
 
 
-def encode_metadata(metadata: Mapping[str, Any] | None) -> bytes:
+def encode_metadata(metadata: Mapping[str, Any] | None, *, limit_bytes: int = MAX_METADATA_BYTES) -> bytes:
     """Return user metadata as canonical JSON bytes; raise `InvalidInputError` for what JSON can't hold."""
     if metadata is None:
         return b"{}"
@@ -107,8 +107,8 @@ def encode_metadata(metadata: Mapping[str, Any] | None) -> bytes:
         if any(not isinstance(key, str) for key in metadata):
             raise TypeError("a key is not a str")
         encoded = json.dumps(dict(metadata), sort_keys=True, allow_nan=False).encode()
-        if len(encoded) > MAX_METADATA_BYTES:
-            raise ValueError(f"it has {len(encoded)} bytes; {MAX_METADATA_BYTES} are allowed")
+        if len(encoded) > limit_bytes:
+            raise ValueError(f"it has {len(encoded)} bytes; {limit_bytes} are allowed")
         return encoded
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInputError(

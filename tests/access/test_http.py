@@ -378,6 +378,28 @@ def test_a_server_without_ranges_is_named(site: Site) -> None:
         read(vstore.open(site.place))
 
 
+@pytest.mark.parametrize("name", ["fsck", "storage_stats"])
+def test_a_server_without_ranges_is_no_damage(site: Site, name: str) -> None:
+    site.has_ranges = False
+    with vstore.open(site.place) as repository:
+        CACHE.clear()
+        with pytest.raises(vstore.UnsafeStorageError, match="header Range is honoured"):
+            getattr(repository, name)()
+
+
+@pytest.mark.parametrize("status", [403, 405, 501])
+@pytest.mark.parametrize("name", ["garbage_collect", "compact"])
+def test_dry_runs_are_sent_to_where_the_files_are(site: Site, name: str, status: int) -> None:
+    site.unknown_methods = status
+    with (
+        vstore.open(site.place) as repository,
+        pytest.raises(
+            vstore.StorageError, match=r"lists no files, as web servers do not.*where the files are"
+        ),
+    ):
+        getattr(repository, name)(dry_run=True)
+
+
 def test_a_server_that_compresses_is_named(site: Site) -> None:
     site.compresses = True
     with pytest.raises(vstore.StorageError, match="compressed by gzip"):

@@ -54,6 +54,8 @@ class Site:
     """A CDN's memory: what was answered once is answered again, for the names that `is_cached` allows."""
     is_cached: Callable[[str], bool] = lambda path: True
     answers_heads: bool = True
+    unknown_methods: int = 405
+    """The status of the answer to all but GET and HEAD."""
 
     @property
     def place(self) -> str:
@@ -65,7 +67,7 @@ class Site:
 
     def answer(self, method: str, path: str, query: str, wanted: str | None) -> Answer:
         if method not in ("GET", "HEAD"):
-            return Answer(405, b"<html>not allowed</html>")
+            return Answer(self.unknown_methods, b"<html>not allowed</html>")
         if self.moved_to is not None:
             return Answer(302, b"", {"Location": self.moved_to + path})
         if self.required_query is not None and query != self.required_query:

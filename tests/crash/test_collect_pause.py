@@ -120,7 +120,7 @@ def _hurry(world: World) -> None:
 
 
 def _late(name: str) -> Callable[[World], None]:
-    """Publish a commit that was prepared before; see `_with_prepared`."""
+    """Publish the commit that was prepared before and is kept in `World.prepared`."""
 
     def act(world: World) -> None:
         repository, prepared = world.prepared[name]

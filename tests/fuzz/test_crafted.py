@@ -42,6 +42,7 @@ from vstore.format.refs import BlobRef
 from vstore.format.snapshot import decode_snapshot
 from vstore.history import find_as_of, merge_bases
 from vstore.ids import Digest, PackId, SnapshotId
+from vstore.keys.objects import LAST_SEQUENCE
 from vstore.ops.marks import final_packs
 
 TREE_USES = (
@@ -451,6 +452,7 @@ class Log:
     """A storage that is only a log, made up as it is read."""
 
     url = "made up"
+    is_local = False
 
     def __init__(self, objects: Callable[[int], bytes | None], hint: bytes | None = None) -> None:
         self._objects, self._hint = objects, hint
@@ -460,7 +462,9 @@ class Log:
         self.requests += 1
         if name == "latest":
             return self._hint
-        return self._objects(int(name.removeprefix("log/"))) if name.startswith("log/") else None
+        sequence = int(name.removeprefix("log/")) if name.startswith("log/") else LAST_SEQUENCE
+        # Else it would be a server that answers everything, which is found out otherwise.
+        return self._objects(sequence) if sequence < LAST_SEQUENCE else None
 
     def read_whole(self, name: str, limit: int) -> bytes:
         found = self._find(name)

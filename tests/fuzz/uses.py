@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -176,13 +177,13 @@ def counted_reads(replaced: dict[bytes, bytes] | None = None, most: int = MOST_R
     real = BlobReader.metadata
     count = [0]
 
-    def metadata(reader: BlobReader, ref: BlobRef, what: str) -> memoryview:
+    def metadata(reader: BlobReader, ref: BlobRef, what: str, **options: Any) -> memoryview:
         count[0] += 1
         if count[0] > most:
             raise TooManyReads
         if replaced and ref.digest in replaced:
             return memoryview(replaced[ref.digest])
-        return real(reader, ref, what)
+        return real(reader, ref, what, **options)
 
     BlobReader.metadata = metadata  # type: ignore[method-assign]
     try:

@@ -410,9 +410,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
     inner = BlobReader.metadata
 
-    def metadata(self: BlobReader, ref: Any, what: str) -> Any:
+    def metadata(self: BlobReader, ref: Any, what: str, **options: Any) -> Any:
         found.append(ref.length)
-        return inner(self, ref, what)
+        return inner(self, ref, what, **options)
 
     monkeypatch.setattr(BlobReader, "metadata", metadata)
     return found

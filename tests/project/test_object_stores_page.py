@@ -15,10 +15,10 @@ from obstore.store import AzureStore, GCSStore, S3Store
 from tests import servers
 from tests.xml_server import BUCKET, xml_server
 from vstore.errors import BucketNotFoundError
-from vstore.keys.objects import REPO
+from vstore.keys.objects import LOG_PREFIX, REPO
 from vstore.storage.objects import ObjectStorage
 from vstore.storage.objects.options import OWN_SETTINGS, RequestOptions
-from vstore.testing.own_storage import main
+from vstore.testing.own_storage import Place, main
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs/object-stores.md").read_text()
 
@@ -98,6 +98,14 @@ def test_the_contract_is_run_by_a_command(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"\n\d\d\d passed in", done.stdout)
     assert "python -m vstore.testing.storage_contract s3://bucket/folder " in TEXT
+
+
+def test_the_contract_leaves_nothing_in_a_local_folder(tmp_path: Path) -> None:
+    with Place(str(tmp_path), {}).storage() as storage:
+        storage.create(REPO, b"")
+        storage.create(f"{LOG_PREFIX}{0:020}", b"")
+        assert any(tmp_path.iterdir())
+    assert not any(tmp_path.iterdir())
 
 
 def test_the_contract_is_not_begun_where_it_can_only_fail(

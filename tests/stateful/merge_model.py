@@ -1,6 +1,6 @@
 """What merging means, said once more: a hierarchy as a dict of nodes by id, and its three-way merge.
 
-Written from the rules of docs (design, "Diff, rebase, merge") and not from vstore's merge code: nodes have a parent and
+Written from docs/merging.md, "Rules", and not from vstore's merge code: nodes have a parent and
 a name instead of paths, so that a move of a group is one change, and chunks are a dict. Where a solver decides about
 the shape of the hierarchy itself, `Unsure` is raised: several results are right then.
 """

@@ -661,6 +661,19 @@ def test_repository_metadata_is_replaced_and_merged(place: Place, repository: vs
     assert repository.metadata == {}
 
 
+@pytest.mark.parametrize("name", ["set_metadata", "update_metadata"])
+def test_metadata_beyond_its_limit_is_refused_in_words_of_the_caller(
+    repository: vstore.Repository, name: str
+) -> None:
+    text = "a" * 600_000
+    repository.set_metadata({"a": text})
+    with pytest.raises(vstore.InvalidInputError, match=r"metadata can't be stored .* 1048576 are allowed"):
+        getattr(repository, name)({"b": text, "c": text})
+    with pytest.raises(vstore.InvalidInputError, match=r"metadata can't be stored .* 1048576 are allowed"):
+        repository.update_metadata({"b": text})
+    assert repository.metadata == {"a": text}
+
+
 def test_no_metadata_update_is_lost_among_racing_ones(repository: vstore.Repository, place: Place) -> None:
     def run(name: str) -> None:
         with place.open() as other:

@@ -392,13 +392,23 @@ class BlobWriter:
                 self._sealer.keep(pack)
 
     def begin_metadata(self) -> MetadataBatch:
-        """Return a batch whose blobs will follow the data in the open pack; puts wait until it is over."""
+        """Return a batch whose blobs will follow the data in the open pack; puts wait until it is over.
+
+        All other packs are sealed then. Raises `StorageError` if one can't be.
+        """
         with self._lock:
             self._idle.wait_for(lambda: self._moves == 0 and not self._has_batch)
-            is_staged = self._policy.direct_bytes is not None
-            batch = MetadataBatch(self._open_pack(), _HELD_METADATA_BYTES if is_staged else None)
             self._has_batch = True
-            return batch
+        try:
+            # What other threads put since `flush` may have filled the pack with the data that is committed.
+            self._sealer.finish()
+            with self._lock:
+                is_staged = self._policy.direct_bytes is not None
+                return MetadataBatch(self._open_pack(), _HELD_METADATA_BYTES if is_staged else None)
+        except BaseException:
+            with self._lock:
+                self._end_batch()
+            raise
 
     def drop_metadata(self, batch: MetadataBatch) -> None:
         """Take the blobs of a batch back: the commit did not come about."""

@@ -2,7 +2,7 @@
 
 Rows lie in one bytearray; positions are found by bisection while they are few and by a table of 16-bit row numbers
 once they are many (measured: 51 to 200 bytes a ref with 48-byte rows, 0.7 us a set). Refs that were moved out of memory
-are in `spilled`, below these rows. Not thread-safe: the change set's lock covers it.
+are in `spilled`, below these rows. Not thread-safe: the worktree's lock covers it.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ _OWN = int(PendingKind.OWN)
 class PendingRef(msgspec.Struct, frozen=True):
     """One pending chunk ref.
 
-    OWN: `at` is the blob's slot in the session's writer. STORED: `source` is a pack number of the change set, `at`
+    OWN: `at` is the blob's slot in the session's writer. STORED: `source` is a pack number of the worktree, `at`
     the offset. INLINE: `at` is the offset in the tile's inline bytes. VIRTUAL: `source` and `check` number a
-    location and a checksum (0: none) of the change set. UNCHANGED: written, and equal to what the base holds.
+    location and a checksum (0: none) of the worktree. UNCHANGED: written, and equal to what the base holds.
     """
 
     kind: int

@@ -7,7 +7,7 @@
              format version u16, zero u16, pack id 16 bytes, zero 12 bytes, crc32c of the trailer so far u32,
              magic "VSTOREPE"
 
-Reading a blob needs none of this; gc, compact, fsck and clone do. All numbers are little-endian.
+Reading a blob needs none of this; gc, compact, fsck and copies do. All numbers are little-endian.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from vstore.blobs.reader import BlobReader
 from vstore.catalog.base import CatalogView
+from vstore.errors import UnsafeStorageError
 from vstore.format.node import Content, Tiles
 from vstore.format.record import HistoryEntry, RefKind, SnapshotEntry
 from vstore.format.refs import BlobRef
@@ -102,6 +103,9 @@ class Census(Walk):
             self._mask = self.masks.number(self._history.reached_by(entry))
             for found in self.snapshot(entry):
                 if isinstance(found, Unreadable):
+                    if isinstance(found.error, UnsafeStorageError):
+                        # Of the server, which reads nothing rightly: there would be nothing but zeros.
+                        raise found.error
                     unreadable.add(found.blob.ref.digest)
         self.unreadable = len(unreadable)
 

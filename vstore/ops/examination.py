@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import NamedTuple
 
 from vstore.blobs.reader import BlobReader
-from vstore.errors import FormatError, MissingBlobError, ObjectNotFoundError, StorageError
+from vstore.errors import FormatError, MissingBlobError, ObjectNotFoundError, StorageError, UnsafeStorageError
 from vstore.format.record import SnapshotEntry
 from vstore.format.refs import BlobRef
 from vstore.ids import PackId
@@ -74,6 +74,8 @@ class Examination:
         self._indexes.read_ahead({entry.ref.pack for entry in self.scope.entries})
         for found in iter_needed(Walk(self.blobs), self.scope, progress):
             if isinstance(found, Unreadable):
+                if isinstance(found.error, UnsafeStorageError):
+                    raise found.error
                 self._note_unreadable(found)
             elif isinstance(found, NeededBlob):
                 self._compare(found.ref.pack, columns_of(found.ref, found.kind))

@@ -12,7 +12,14 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from vstore.blobs.cache import CACHE
-from vstore.errors import FormatError, InvalidInputError, ObjectNotFoundError, StorageError, VStoreError
+from vstore.errors import (
+    FormatError,
+    InvalidInputError,
+    ObjectNotFoundError,
+    StorageError,
+    UnsafeStorageError,
+    VStoreError,
+)
 from vstore.format.record import SnapshotEntry, relocations
 from vstore.handle import Handle
 from vstore.ids import PackId
@@ -107,7 +114,8 @@ def check(
     or so many of them (an int), which `seed` chooses: equal seeds choose equal blobs. With `repair_from`, a copy of the
     repository or its location, damaged packs are put back and checked again. `progress` gets (done, total, what).
 
-    Raises `InvalidInputError` if `repair_from` is another repository, or this one itself.
+    Raises `InvalidInputError` if `repair_from` is another repository, or this one itself; `UnsafeStorageError` where
+    nothing can be told of what lies there, as on a web server without ranges.
     """
     if data and sample is not None:
         raise InvalidInputError("give data=True to read all blobs, or sample= to read some of them, not both")
@@ -161,7 +169,8 @@ class _Fsck:
             if source is not None:
                 seen = self._repair(seen, read, source)
         except VStoreError as error:
-            if not isinstance(error, FormatError | StorageError):
+            # A storage that can't be used as it is says nothing about what lies there.
+            if not isinstance(error, FormatError | StorageError) or isinstance(error, UnsafeStorageError):
                 raise
             self._damage("catalog", str(error), "the whole repository")
             return self._report

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vstore.blobs.reader import BlobReader
-from vstore.errors import FormatError, StorageError
+from vstore.errors import FormatError, StorageError, UnsafeStorageError
 from vstore.format.columns import U64
 from vstore.format.envelope import BlobKind
 from vstore.format.pack import HEADER_SIZE, Footer, decode_header
@@ -190,6 +190,9 @@ class PackIndexes:
     def _read(self, pack: PackId) -> PackIndex | FormatError | StorageError:
         try:
             return PackIndex(read_checked_footer(self._blobs, pack))
+        except UnsafeStorageError:
+            # No trouble of this pack: the server reads none rightly.
+            raise
         except (FormatError, StorageError) as error:
             return error
 

@@ -110,6 +110,10 @@ class StorageStats:
             f"{self.inlined_bytes:,} bytes of inline chunks ({inlined}), {self.virtual_bytes:,} of virtual ones",
             f"{self.metadata_bytes:,} bytes of metadata; all packs have {self.pack_bytes:,} bytes",
         ]
+        if self.unreadable:
+            lines.append(
+                f"{self.unreadable:,} metadata blobs can't be read, so that these figures are too low: see repo.fsck()"
+            )
         lines += [
             f"{ref.kind} {ref.name!r}: {ref.stored_bytes:,} bytes, {ref.exclusive_bytes:,} of them its own"
             for ref in (*self.branches.values(), *self.tags.values())

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vstore.catalog.base import CONFIG, METADATA, STATUS
+from vstore.catalog.base import CONFIG, MAX_VALUE_BYTES, METADATA, STATUS
 from vstore.config import RepositoryConfig, encode_metadata, load_object
 from vstore.errors import InvalidInputError
 from vstore.format.record import OperationKind
@@ -40,16 +40,17 @@ class Settings(Opened):
         return load_object(value, "the repository's metadata")
 
     def set_metadata(self, metadata: Mapping[str, Any]) -> None:
-        """Replace the repository's metadata."""
-        encoded = encode_metadata(metadata)
+        """Replace the repository's metadata: a dict of JSON values, of at most 1 MiB as text."""
+        encoded = encode_metadata(metadata, limit_bytes=MAX_VALUE_BYTES)
         set_value(self._handle, OperationKind.SET_METADATA, METADATA, lambda _: encoded, request=encoded)
 
     def update_metadata(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """Merge keys into the repository's metadata, atomically, and return the result."""
-        request = ("update", encode_metadata(metadata))
+        request = ("update", encode_metadata(metadata, limit_bytes=MAX_VALUE_BYTES))
 
         def merge(old: bytes | None) -> bytes:
-            return encode_metadata({**load_object(old, "the repository's metadata"), **metadata})
+            merged = {**load_object(old, "the repository's metadata"), **metadata}
+            return encode_metadata(merged, limit_bytes=MAX_VALUE_BYTES)
 
         made = set_value(self._handle, OperationKind.SET_METADATA, METADATA, merge, request=request)
         return load_object(made, "the repository's metadata")
@@ -65,7 +66,9 @@ class Settings(Opened):
         """Make the repository "read_only" (all commits and changes are refused), or "online" again."""
         if availability not in ("online", "read_only"):
             raise InvalidInputError(f"a repository's status is 'online' or 'read_only', not {availability!r}")
-        encoded = encode_metadata({"availability": availability, "reason": reason})
+        encoded = encode_metadata(
+            {"availability": availability, "reason": reason}, limit_bytes=MAX_VALUE_BYTES
+        )
 
         def change(old: bytes | None) -> bytes:
             require_not_moved(old)

@@ -1,12 +1,13 @@
 """The storage contract against a place of one's own: `python -m vstore.testing.storage_contract s3://bucket/folder`.
 
-Each test works below a folder with a new name, which it empties at its end; nothing else in the bucket is touched.
+Each test works below a folder with a new name, which it removes at its end; nothing else in the bucket is touched.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from vstore.catalog.log_probe import probe
 from vstore.errors import VStoreError
 from vstore.ids import new_nonce
 from vstore.storage.base import Storage, require_writable
+from vstore.storage.local import LocalStorage
 from vstore.storage.location import open_storage
 from vstore.testing.storage_contract import StorageContract
 
@@ -42,6 +44,9 @@ class Place:
         yield storage
         storage.delete([info.name for info in storage.list("")])
         storage.close()
+        if isinstance(storage, LocalStorage):
+            # Folders are no objects.
+            shutil.rmtree(storage.root)
 
 
 class TestOwnStorage(StorageContract):

@@ -10,7 +10,8 @@ The order, which makes a copy whole or not there, whatever happens to the source
 5. The staged state is shown, in one step.
 
 What the copy's own compact has moved stays where it is, by the copy's relocations: its gc may have deleted the packs
-that it was in, and a name that was deleted never comes back (I3).
+that it was in, and a name that was deleted never comes back (I3 of docs/architecture.md,
+"Invariants").
 
 The source is only read, and nothing keeps its gc, compact and expiry back: a pack of the state that is gone before it
 was copied sends the copy back to step 2, with a newer state that does not need it. What was copied stays, for this

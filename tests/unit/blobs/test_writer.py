@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,6 +127,36 @@ def test_puts_wait_while_metadata_is_placed(storage: LocalStorage) -> None:
     assert reader.whole(first, "the first") == b"one" * 50
     assert reader.whole(second, "the second") == b"two" * 50
     commit(writer)
+
+
+def test_a_pack_that_others_fill_is_sealed_before_a_commit_names_it(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.pack_policy = PackPolicy(target_bytes=10_000, buffer_bytes=1, direct_bytes=1)
+    writer = BlobWriter(storage)
+    data = os.urandom(5_000)
+    slot = put(writer, data)
+    writer.flush()
+    seal, may_seal, trouble = OpenPack.seal, threading.Event(), [StorageError("the disk is away")] * 2
+
+    def held(pack: OpenPack, *blobs: Any) -> None:
+        may_seal.wait(60)
+        if trouble:
+            raise trouble.pop()
+        seal(pack, *blobs)
+
+    monkeypatch.setattr(OpenPack, "seal", held)
+    put(writer, os.urandom(12_000))
+    with ThreadPoolExecutor(1) as pool:
+        begun = pool.submit(writer.begin_metadata)
+        time.sleep(0.2)
+        assert not begun.done()
+        may_seal.set()
+        with pytest.raises(StorageError, match="away"):
+            begun.result()
+    put(writer, b"not held up")
+    commit(writer)
+    assert read_back(writer, storage, slot, data) == data
 
 
 @pytest.mark.parametrize("fault", [Fault.NOT_APPLIED, Fault.APPLIED])

@@ -217,7 +217,9 @@ def test_damaged_metadata_is_said(local: vstore.Repository) -> None:
     from vstore.blobs.cache import CACHE
 
     CACHE.clear()
-    assert local.storage_stats().unreadable == 1
+    stats = local.storage_stats()
+    assert stats.unreadable == 1
+    assert "1 metadata blobs can't be read, so that these figures are too low" in str(stats)
 
 
 def test_no_chunk_is_read(local: vstore.Repository) -> None:

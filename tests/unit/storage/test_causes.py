@@ -608,6 +608,29 @@ def test_a_panic_of_obstore_is_an_error() -> None:
         assert type(caught.value) is expected
 
 
+BAD_REQUEST = (
+    "Generic S3 error: Error performing GET http://host/b/latest in 1ms - Server returned non-2xx status code: 400 "
+    "Bad Request"
+)
+UNKNOWN_ALGORITHM = "<Error><Code>UnsupportedAlgorithm</Code><Message>Encountered it.</Message></Error>"
+
+
+@pytest.mark.parametrize("body", ["", UNKNOWN_ALGORITHM])
+def test_a_service_that_wants_credentials_and_does_not_say_so(body: str) -> None:
+    text = f"{BAD_REQUEST}: {body}" if body else BAD_REQUEST
+    cause = find_cause(text, Place("S3", "b", "http://host", is_unsigned=True))
+    assert cause is not None
+    assert (cause.error, cause.lasts, cause.refuses) == (AccessDeniedError, True, True)
+    assert "without credentials" in cause.finding
+    assert "give credentials" in cause.remedy
+    assert find_cause(text, Place("S3", "b", "http://host")) is None
+
+
+def test_a_bad_request_with_a_reason_is_not_put_down_to_missing_credentials() -> None:
+    text = f"{BAD_REQUEST}: <Error><Code>RequestTimeout</Code></Error>"
+    assert find_cause(text, Place("S3", "b", "http://host", is_unsigned=True)) is None
+
+
 def test_places_show_no_secret() -> None:
     client_options = {"allow_http": True}
     s3 = S3Store(
@@ -617,6 +640,7 @@ def test_places_show_no_secret() -> None:
     assert place_of(s3) == Place("S3", "b", "http://host:9000/x")
     assert place_of(azure) == Place("Azure", "c", "")
     assert place_of(azure).bucket_words == "the container 'c'"
-    assert place_of(GCSStore("b", skip_signature=True)) == Place("Google", "b", "")
+    assert place_of(GCSStore("b", skip_signature=True)) == Place("Google", "b", "", is_unsigned=True)
+    assert not place_of(GCSStore("b", skip_signature=False)).is_unsigned
     assert place_of(HTTPStore("https://host/a?token=1")) == Place("HTTP", "", "https://host/a")
     assert place_of(MemoryStore()) == Place()

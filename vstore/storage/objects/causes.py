@@ -22,12 +22,14 @@ from vstore.errors import (
 class Place(NamedTuple):
     """What a store was told to ask: `service` is obstore's name for its kind, such as "S3".
 
-    `bucket` is empty where there are none; `endpoint` is the one that was given, without secrets.
+    `bucket` is empty where there are none; `endpoint` is the one that was given, without secrets. `is_unsigned` if
+    requests bear no credentials because that was asked for.
     """
 
     service: str = ""
     bucket: str = ""
     endpoint: str = ""
+    is_unsigned: bool = False
 
     @property
     def bucket_words(self) -> str:
@@ -58,7 +60,14 @@ def find_cause(text: str, place: Place) -> Cause | None:
         return _of_credentials(said, place)
     if said.is_of_connection:
         return _of_connection(said, place)
-    return _of_code(said, place) or _of_page(said, place)
+    if place.service == "HTTP" and "Error performing PROPFIND" in text and said.status in _LISTS_NOTHING:
+        return Cause(
+            StorageError,
+            f"{said.host} lists no files, as web servers do not (status {said.status})",
+            "Do this where the files are.",
+            refuses=True,
+        )
+    return _of_code(said, place) or _of_page(said, place) or _of_unsigned(said, place)
 
 
 class Said(NamedTuple):
@@ -112,6 +121,7 @@ _CODE = re.compile(r"<Code>\s*([\w.]+)\s*</Code>|\(code: (\w+)\)")
 _MESSAGE = re.compile(r"<Message>([^<]*)<|for key [^\n]*?: ([^\n]*) \(code")
 _URL = re.compile(r"Error performing [A-Z]+ (https?://\S+) in ")
 _CREDENTIALS_URL = re.compile(r"http://(169\.254\.\d+\.\d+|\[fd00:ec2|metadata)")
+_LISTS_NOTHING = frozenset({400, 403, 404, 405, 501})
 _PROVIDER = re.compile(r"External \w+ credential provider: ([^\n]{1,300})")
 _PAGE = re.compile(r"\s*(<!doctype html|<html|<head|<body)", re.IGNORECASE)
 _TITLE = re.compile(r"<title>([^<]{1,100})</title>", re.IGNORECASE)
@@ -296,6 +306,18 @@ def _of_page(said: Said, place: Place) -> Cause | None:
             shown = f"that it does not know the request (status {said.status})"
         return Cause(WrongEndpointError, f"{said.host} answered {shown}", _wrong(place))
     return None
+
+
+def _of_unsigned(said: Said, place: Place) -> Cause | None:
+    """Return the cause of a 400 without a reason, or with that of a missing signature (rclone's)."""
+    if not place.is_unsigned or said.status != 400 or said.code not in ("", "UnsupportedAlgorithm"):
+        return None
+    return Cause(
+        AccessDeniedError,
+        f"{said.host} did not accept a request without credentials ({said.answer})",
+        "skip_signature=True is for public data: give credentials in its place.",
+        refuses=True,
+    )
 
 
 def _wrong(place: Place) -> str:

@@ -270,7 +270,10 @@ def place_of(store: object) -> Place:
     config: Mapping[str, Any] = getattr(store, "config", None) or {}
     endpoint = str(getattr(store, "url", "")) or next(iter(_endpoints(config)), "")
     bucket = config.get("bucket") or config.get("container_name") or ""
-    return Place(_SERVICES[_class_name(store)], str(bucket), endpoint and without_secrets(endpoint))
+    is_unsigned = str(config.get("skip_signature", "")).lower() in ("true", "1")
+    return Place(
+        _SERVICES[_class_name(store)], str(bucket), endpoint and without_secrets(endpoint), is_unsigned
+    )
 
 
 def is_a(value: object, name: str) -> bool:
