@@ -40,7 +40,7 @@ from vstore.merge.conflicts import CLASHED, Conflict, ConflictType, Decision, Us
 from vstore.merge.solvers import SolverSpec, make_solver
 from vstore.merge.three_way import merge_trees
 from vstore.rebase import Changes, Origin
-from vstore.refs import Change, apply, settled
+from vstore.refs import Change, Done, apply, settled
 from vstore.session import Session
 from vstore.storage.base import require_writable
 from vstore.worktree import Worktree
@@ -175,8 +175,8 @@ def _landed(handle: Handle, asked: Hashable, branch: str, source: str, detail: s
     was moved by the snapshot itself, as when a branch's own head was reverted, or that is gone, still does.
     """
 
-    def lasts(view: CatalogView, done: Operation) -> bool:
-        made = _made(done)
+    def lasts(view: CatalogView, done: Done) -> bool:
+        made = _made(done.operation)
         entry, head = view.snapshot(made), view.ref(RefKind.BRANCH, branch)
         if entry is None or head is None or not is_ancestor(view, entry, require_entry(view, head)):
             return False
@@ -184,10 +184,10 @@ def _landed(handle: Handle, asked: Hashable, branch: str, source: str, detail: s
             now = find_source(view, source)
         except NotFoundError:
             return True
-        return now.id.hex() == done.details.get(detail) or is_ancestor(view, entry, now)
+        return now.id.hex() == done.operation.details.get(detail) or is_ancestor(view, entry, now)
 
     done = settled(handle, asked, lasts)
-    return None if done is None else _made(done).hex()
+    return None if done is None else _made(done.operation).hex()
 
 
 def _made(done: Operation) -> SnapshotId:

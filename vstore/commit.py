@@ -220,10 +220,10 @@ def publish(handle: Handle, prepared: Prepared, registered: SessionId | None = N
         _check_present(handle, prepared.packs)
     for _ in range(_EPOCH_TRIES):
         conditions = (online, EpochIs(epoch), *guards, *_preconditions(prepared, registered))
-        outcome = handle.catalog.update(
-            transaction_of(prepared, handle.author, conditions, _updates(prepared, registered))
-        )
+        transaction = transaction_of(prepared, handle.author, conditions, updates_of(prepared, registered))
+        outcome = handle.catalog.update(transaction)
         if isinstance(outcome, Applied):
+            handle.doubts.overtake(transaction, outcome.operation)
             return prepared.entry.id
         _raise_refusal(outcome, prepared)
         with handle.catalog.reading() as view:
@@ -247,7 +247,11 @@ def _guards(view: CatalogView, request: CommitRequest) -> tuple[Precondition, ..
 
 def settle(handle: Handle, prepared: Prepared) -> bool:
     """Tell whether a commit whose outcome was unknown, or that was interrupted, is in the catalog."""
-    return catalog_settle(handle.catalog, transaction_of(prepared, handle.author)) is not None
+    transaction = transaction_of(prepared, handle.author, (), updates_of(prepared))
+    done = catalog_settle(handle.catalog, transaction)
+    if done is not None:
+        handle.doubts.overtake(transaction, done)
+    return done is not None
 
 
 def transaction_of(
@@ -284,7 +288,8 @@ def _preconditions(prepared: Prepared, registered: SessionId | None) -> tuple[An
     return tuple(conditions)
 
 
-def _updates(prepared: Prepared, registered: SessionId | None) -> tuple[Update, ...]:
+def updates_of(prepared: Prepared, registered: SessionId | None = None) -> tuple[Update, ...]:
+    """Return what a prepared snapshot changes in the catalog."""
     request = prepared.request
     updates: list[Update] = [AddSnapshot(prepared.entry), RescuePacks(prepared.packs)]
     if request.branch is not None:

@@ -21,10 +21,16 @@ from vstore.catalog.base import (
     PROTECTED,
     STATUS,
     Absent,
+    Applied,
     Catalog,
     CatalogView,
+    CloseSession,
+    DropRef,
+    OpenSession,
     Outcome,
     Precondition,
+    SetRef,
+    SetValue,
     Transaction,
     Update,
     ValueIs,
@@ -40,7 +46,7 @@ from vstore.errors import (
     SnapshotExpiredError,
     StorageError,
 )
-from vstore.format.record import OperationKind, SnapshotEntry, relocations
+from vstore.format.record import Operation, OperationKind, SnapshotEntry, relocations
 from vstore.format.refs import BlobRef
 from vstore.ids import PackId, SnapshotId, new_transaction_id
 from vstore.locks import ForkSafeLock
@@ -57,6 +63,7 @@ _MAX_DOUBTS = 64
 class Doubts:
     """Changes whose outcome was unknown, by what was asked for, so that asking again finds out first. Thread-safe.
 
+    A doubt lasts until the same handle has changed the same once more: who asks again after that means a new change.
     Only the newest are kept. Copies that come through pickle start with none.
     """
 
@@ -71,6 +78,11 @@ class Doubts:
                 del self._transactions[next(iter(self._transactions))]
 
     def get(self, request: Hashable) -> Transaction | None:
+        try:
+            hash(request)
+        except TypeError:
+            # A list where a name belongs: it was never asked for, and what it is asked of says what is wrong.
+            return None
         with self._lock:
             return self._transactions.get(request)
 
@@ -80,8 +92,52 @@ class Doubts:
             if self._transactions.get(request) is transaction:
                 del self._transactions[request]
 
+    def rivals(self, transaction: Transaction) -> list[Transaction]:
+        """Return the other doubts that, if they were applied, changed what `transaction` is about."""
+        about = _about(transaction)
+        with self._lock:
+            return [
+                each
+                for each in self._transactions.values()
+                if each is not transaction and about & _changed(each)
+            ]
+
+    def overtake(self, made: Transaction, done: Operation) -> None:
+        """Forget the doubts about what `made` has changed since; `done` is the operation that it became."""
+        changed = _changed(made)
+        with self._lock:
+            for request, each in list(self._transactions.items()):
+                # What was decided later on is not overtaken: an earlier change may turn out only now to be done.
+                if each.since < done.sequence and changed & _about(each):
+                    del self._transactions[request]
+
     def __reduce__(self) -> tuple[type[Doubts], tuple[()]]:
         return Doubts, ()
+
+
+_ANY_REF = "any ref"
+
+
+def _changed(transaction: Transaction) -> set[Hashable]:
+    """Return the refs, values and sessions that a transaction changes; of protection, the pattern."""
+    subjects: set[Hashable] = set()
+    for update in transaction.updates:
+        match update:
+            case SetRef(kind, name) | DropRef(kind, name):
+                subjects |= {(kind, name), _ANY_REF}
+            case SetValue(name):
+                subjects.add((name, transaction.details.get("pattern")))
+            case OpenSession(entry):
+                subjects.add(entry.session)
+            case CloseSession(session):
+                subjects.add(session)
+    return subjects
+
+
+def _about(transaction: Transaction) -> set[Hashable]:
+    """Return what a transaction goes by: undo and restore look at all refs, whichever they change."""
+    looks_at_all = transaction.kind in (OperationKind.UNDO, OperationKind.RESTORE)
+    return _changed(transaction) - (set() if looks_at_all else {_ANY_REF})
 
 
 class MisledError(StorageError):
@@ -180,7 +236,10 @@ class Handle(msgspec.Struct, frozen=True):
             updates,
             details,
         )
-        return self.catalog.update(transaction)
+        outcome = self.catalog.update(transaction)
+        if isinstance(outcome, Applied):
+            self.doubts.overtake(transaction, outcome.operation)
+        return outcome
 
     def with_config(self, config: RepositoryConfig) -> Handle:
         return msgspec.structs.replace(self, config=config)

@@ -17,7 +17,7 @@ from vstore.format.record import OperationKind, SessionEntry
 from vstore.handle import Handle
 from vstore.history import require_entry
 from vstore.ids import SessionId, SnapshotId
-from vstore.refs import Change, apply
+from vstore.refs import Change, Done, apply, carry_out
 
 MAX_LEASE_DAYS = 366
 """A reader that crashed keeps its snapshot for no longer than this, if nobody ends its lease before."""
@@ -65,10 +65,8 @@ def take(
     ask again with the same id.
     """
     duration_us = _checked(duration) // timedelta(microseconds=1)
-    lease: SessionEntry | None = None
 
     def plan(view: CatalogView) -> Change:
-        nonlocal lease
         require_entry(view, snapshot)
         now_us = handle.clock.now_us()
         retained = Retained((snapshot,))
@@ -81,15 +79,17 @@ def take(
         lease = found._replace(expires_us=max(found.expires_us, now_us + duration_us))
         return Change(OperationKind.OPEN_SESSION, (retained, SessionIs(found)), (OpenSession(lease),))
 
+    def lasts(view: CatalogView, done: Done) -> bool:
+        # It may have been ended since, or be over sooner than is asked for now.
+        found = view.session(lease_id)
+        return found == _lease_of(done) and found.expires_us >= handle.clock.now_us() + duration_us
+
     request = (OperationKind.OPEN_SESSION, lease_id, duration)
-    doubtful = handle.doubts.get(request)
-    apply(handle, plan, request=request)
-    if lease is None and doubtful is not None:
-        # An earlier call, whose outcome was unknown, had taken it. Nothing is asked for, which could fail.
-        lease = next(update.entry for update in doubtful.updates if isinstance(update, OpenSession))
-    if lease is None:
-        raise _ended(lease_id)
-    return lease
+    return _lease_of(carry_out(handle, plan, request=request, lasts=lasts))
+
+
+def _lease_of(done: Done) -> SessionEntry:
+    return next(update.entry for update in done.updates if isinstance(update, OpenSession))
 
 
 def _ended(lease_id: SessionId) -> SessionStateError:

@@ -1,7 +1,8 @@
 """Several users of one repository call all that changes it, through a storage that fails at random, in one thread.
 
 A call whose outcome is unknown is asked for again later, when others have gone on. The operations log then tells
-whether each call was done once if it returned, and never if its error said so. All is decided by the seed.
+whether each call was done once if it returned, and never if its error said so. What is switched on and off again
+under one name, with doubts that are given up, is looked at after each call. All is decided by the seed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +24,7 @@ from tests.faults.site import far_future
 from tests.repositories import KINDS, Place, quick_folder, write
 from vstore.blobs.cache import CACHE
 from vstore.catalog import log_patience
+from vstore.keys.objects import LOG_PREFIX
 from vstore.ops.fsck import check
 from vstore.storage.base import PackPolicy
 from vstore.testing.faults import Fault, FaultPlan
@@ -39,7 +42,7 @@ class RandomPlan(FaultPlan):
     def __init__(self, chance: random.Random) -> None:
         super().__init__()
         self.chance = chance
-        self.share = 0.0
+        self.share = self.record_share = 0.0
         self._lost = 0
 
     def _count(self, method: str, name: str) -> Fault | None:
@@ -50,22 +53,28 @@ class RandomPlan(FaultPlan):
         if self._lost:
             self._lost -= 1
             return Fault.NOT_APPLIED
-        if self.chance.random() >= self.share:
+        is_record = method == "update" or (method == "create" and name.startswith(LOG_PREFIX))
+        if self.chance.random() >= (max(self.share, self.record_share) if is_record else self.share):
             return None
-        if self.chance.random() < 0.1:
-            self._lost = self.chance.choice((5, 20, 60))
+        if self.chance.random() < (0.7 if is_record else 0.1):
+            # After a record, what would have told its fate.
+            self._lost = 5 if is_record else self.chance.choice((5, 20, 60))
         fault = self.chance.choice(FAULTS)
         # A transaction of SQLite never lands late: nothing is on its way.
         return Fault.LOST if fault is Fault.LATE and method == "update" else fault
 
 
 class Call(NamedTuple):
-    """`kind` is what it is in the operations log, `name` what is made or moved, `act` may be called again."""
+    """`kind` is what it is in the operations log, `name` what is made or moved, `act` may be called again.
+
+    With `holds`, which tells whether all is as asked for, the call may be given up on, and is not counted.
+    """
 
     kind: str
     name: str
     act: Callable[[], object]
     allowed: tuple[type[vstore.VStoreError], ...] = ()
+    holds: Callable[[vstore.Repository], bool] | None = None
 
 
 class User:
@@ -79,12 +88,15 @@ class User:
         # In some sessions packs come before the commit.
         self.repository.handle.storage.pack_policy = PackPolicy(20_000, 4_000, None)
         self.repository.handle.catalog.check_writable()
-        self.repository.create_branch(name, self.repository.lookup_branch("main"))
+        self._first = self.repository.lookup_branch("main")
+        self.repository.create_branch(name, self._first)
         self.told: list[tuple[Call, str]] = []
         self._number = 0
         self._calls = self._iter_calls()
         self._call: Call | None = None
         self._tries = 0
+        self._witness = place.open()
+        self._sessions: list[vstore.Session] = []
         self._branches: list[str] = []
         self._tags: list[str] = []
         self._patterns: list[str] = []
@@ -104,11 +116,27 @@ class User:
         try:
             self._call.act()
         except vstore.CommitOutcomeUnknownError:
-            return
-        except (*REFUSED, *self._call.allowed):
+            if self._call.holds is not None and self.chance.random() < 0.5:
+                self._note("given up")
+        except self._call.allowed:
+            self._look()
+            self._note("refused")
+        except REFUSED:
             self._note("refused")
         else:
+            self._look()
             self._note("done")
+
+    def close(self) -> None:
+        for session in self._sessions:
+            session.close()
+        self._witness.close()
+        self.repository.close()
+
+    def _look(self) -> None:
+        assert self._call is not None
+        if self._call.holds is not None:
+            assert self._call.holds(self._witness), f"{self._call} was not done, nor was it in vain"
 
     def _note(self, what: str) -> None:
         assert self._call is not None
@@ -133,11 +161,19 @@ class User:
                     self._value,
                     self._protect,
                     self._merge,
+                    self._switch_protection,
+                    self._switch_branch,
                 )
             )(name)
 
     def _session(self, branch: str, name: str) -> vstore.Session:
         session = self.repository.writable_session(branch)
+        self._sessions.append(session)
+        if self.chance.random() < 0.3:
+            with contextlib.suppress(*REFUSED):
+                write(session, {f"discarded/{part}": f"{name} {part}".encode() * 900 for part in range(4)})
+            with contextlib.suppress(*REFUSED):
+                session.discard_changes()
         write(
             session, {f"{name}/{part}": name.encode() * 900 for part in range(self.chance.choice((1, 1, 4)))}
         )
@@ -215,6 +251,32 @@ class User:
         if self._is_done(call):
             yield Call("unprotect-branch", name, lambda: self.repository.unprotect_branch(name))
 
+    def _switch_protection(self, _: str) -> Iterator[Call]:
+        pattern = f"{self.name}-switched"
+        for is_on in self.chance.choices((True, False), k=4):
+            yield Call(
+                "protect-branch" if is_on else "unprotect-branch",
+                pattern,
+                partial(
+                    self.repository.protect_branch if is_on else self.repository.unprotect_branch, pattern
+                ),
+                () if is_on else (vstore.InvalidInputError,),
+                partial(_is_protected, pattern, is_on),
+            )
+
+    def _switch_branch(self, _: str) -> Iterator[Call]:
+        branch = f"{self.name}-switch"
+        for is_on in self.chance.choices((True, False), k=4):
+            yield Call(
+                "create-branch" if is_on else "delete-branch",
+                branch,
+                partial(self.repository.create_branch, branch, self._first)
+                if is_on
+                else partial(self.repository.delete_branch, branch),
+                (vstore.RefExistsError if is_on else vstore.RefNotFoundError,),
+                partial(_is_branch, branch, is_on),
+            )
+
     def _merge(self, name: str) -> Iterator[Call]:
         head = self.repository.lookup_branch("main")
         call = Call("create-branch", name, lambda: self.repository.create_branch(name, head))
@@ -233,6 +295,14 @@ class User:
             )
 
 
+def _is_protected(pattern: str, is_on: bool, repository: vstore.Repository) -> bool:
+    return (pattern in repository.list_protected_branches()) == is_on
+
+
+def _is_branch(branch: str, is_on: bool, repository: vstore.Repository) -> bool:
+    return (branch in repository.list_branches()) == is_on
+
+
 def tidy_up(repository: vstore.Repository, chance: random.Random) -> None:
     with contextlib.suppress(*REFUSED):
         if chance.random() < 0.5:
@@ -242,29 +312,29 @@ def tidy_up(repository: vstore.Repository, chance: random.Random) -> None:
             repository.compact()
 
 
-def storm(place: Place, seed: int, steps: int, share: float) -> Counter[str]:
+def storm(place: Place, seed: int, steps: int, share: float, record_share: float = 0.0) -> Counter[str]:
     """Run a storm and judge it; return how often users were told what."""
     CACHE.clear()
     chance = random.Random(seed)
     plan = RandomPlan(chance)
     users = [User(place, name, plan) for name in "abc"[:USERS]]
     janitor = open_faulty(place, plan)
-    plan.share = share
+    plan.share, plan.record_share = share, record_share
     for _ in range(steps):
         chance.choice(users).go_on()
         if chance.random() < 0.03:
             tidy_up(janitor, chance)
-    plan.share = 0
+    plan.share = plan.record_share = 0
     plan._lost = 0
     plan.land()
     for user in users:
         if user._call is not None:
             user.go_on()
     plan.land()
+    for user in users:
+        user.close()
     with place.open() as repository:
         judge(repository, users)
-    for user in users:
-        user.repository.close()
     return Counter(what for user in users for _, what in user.told)
 
 
@@ -288,14 +358,17 @@ def judge(repository: vstore.Repository, users: list[User]) -> None:
         told = Counter(
             (user.name, call.kind, "" if call.kind == "set-metadata" else call.name)
             for call, what in user.told
-            if what == "done"
+            if what == "done" and call.holds is None
         )
         told[user.name, "create-branch", user.name] += 1
-        found = Counter({key: count for key, count in done.items() if key[0] == user.name})
+        switched = {(user.name, call.kind, call.name) for call, _ in user.told if call.holds is not None}
+        found = Counter(
+            {key: count for key, count in done.items() if key[0] == user.name and key not in switched}
+        )
         assert found == told, f"more than was told: {found - told}; less: {told - found}"
     assert check(repository, data=True).damages == []
-    for session in repository.list_sessions():
-        repository.abandon_session(session)
+    # All sessions were closed, so that none is left registered.
+    assert repository.list_sessions() == []
     for _ in range(2):
         repository.garbage_collect(far_future())
     assert repository.garbage_collect(far_future(), dry_run=True).garbage_packs == 0
@@ -318,6 +391,17 @@ def test_calls_in_a_storm(folder: Path, monkeypatch: pytest.MonkeyPatch, kind: s
     assert min(told["done"], told["refused"]) > 3
 
 
+@pytest.mark.parametrize("seed", [2, 7])
+@pytest.mark.parametrize("kind", KINDS)
+def test_calls_in_a_storm_of_doubts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, seed: int
+) -> None:
+    monkeypatch.setattr(log_patience, "MAX_TROUBLES", 1)
+    place = Place.new(kind, folder)
+    place.create().close()
+    assert storm(place, seed, 300, 0.01, 0.3)["done"] > 3
+
+
 @pytest.mark.deep
 @pytest.mark.parametrize("seed", range(1000, 1100))
 @pytest.mark.parametrize("kind", KINDS)
@@ -325,4 +409,5 @@ def test_calls_in_many_storms(folder: Path, monkeypatch: pytest.MonkeyPatch, kin
     monkeypatch.setattr(log_patience, "MAX_TROUBLES", 1 + seed % 4)
     place = Place.new(kind, folder)
     place.create().close()
-    storm(place, seed, 400, random.Random(seed).choice((0.01, 0.03, 0.08, 0.15)))
+    chance = random.Random(seed)
+    storm(place, seed, 400, chance.choice((0.01, 0.03, 0.08, 0.15)), chance.choice((0.0, 0.3)))

@@ -7,20 +7,23 @@ import pickle
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from obstore.store import MemoryStore
 
 import vstore
 from tests.crash.faulty import open_faulty
-from tests.repositories import HandClock, Place, commit
+from tests.repositories import HandClock, Place, commit, contents, write
 from vstore.catalog import log_patience
 from vstore.catalog.base import Transaction
+from vstore.clock import to_datetime
 from vstore.format.record import OperationKind
 from vstore.handle import Doubts
 from vstore.ids import new_transaction_id
 from vstore.keys.objects import LOG_PREFIX, log_name
 from vstore.ops.fsck import check
+from vstore.storage.base import PackPolicy
 from vstore.storage.objects import ObjectStorage
 from vstore.testing.faults import Fault, FaultPlan, FaultyStorage
 
@@ -248,6 +251,285 @@ def test_what_others_went_on_from_is_not_done_twice(place: Place, name: str) -> 
         assert seen(place) == theirs
 
 
+Step = Callable[[], object]
+
+
+def _main(repository: vstore.Repository) -> str:
+    return repository.lookup_branch("main")
+
+
+def _moves(repository: vstore.Repository) -> tuple[Step, Step]:
+    first, head = repository.lookup_tag("v1"), _main(repository)
+    return (
+        lambda: repository.reset_branch("main", first),
+        lambda: repository.reset_branch("main", head),
+    )
+
+
+def _picks(repository: vstore.Repository) -> tuple[Step, Step]:
+    side = repository.lookup_branch("side")
+    return (
+        lambda: repository.cherry_pick(side, branch="main"),
+        lambda: repository.revert(_main(repository), branch="main"),
+    )
+
+
+OWN_WORK: dict[str, Callable[[vstore.Repository], tuple[Step, Step]]] = {
+    "protect": lambda own: (lambda: own.protect_branch("old"), lambda: own.unprotect_branch("old")),
+    "unprotect": lambda own: (lambda: own.unprotect_branch("release"), lambda: own.protect_branch("release")),
+    "set metadata": lambda own: (
+        lambda: own.set_metadata({"a": 1}),
+        lambda: own.set_metadata({"a": 2}),
+    ),
+    "update metadata": lambda own: (
+        lambda: own.update_metadata({"a": 1}),
+        lambda: own.set_metadata({"a": 2}),
+    ),
+    "set status": lambda own: (lambda: own.set_status("read_only"), lambda: own.set_status("online")),
+    "create branch": lambda own: (
+        lambda: own.create_branch("new", own.lookup_tag("v1")),
+        lambda: own.delete_branch("new"),
+    ),
+    "delete branch": lambda own: (
+        lambda: own.delete_branch("old"),
+        lambda: own.create_branch("old", own.lookup_tag("v1")),
+    ),
+    "delete tag": lambda own: (
+        lambda: own.delete_tag("v1"),
+        lambda: own.create_tag("v1", _main(own), force=True),
+    ),
+    "reset branch": _moves,
+    "cherry-pick": _picks,
+    "undo a commit": lambda own: (own.undo, lambda: _commit_to(own, "main")),
+    "undo a commit elsewhere": lambda own: (own.undo, lambda: _commit_to(own, "side")),
+    "restore": lambda own: (
+        lambda: own.restore(5),
+        lambda: own.create_branch("new", own.lookup_branch("side")),
+    ),
+}
+"""What is asked for, and what the same user then does to the same."""
+
+
+def held(repository: vstore.Repository) -> tuple[object, ...]:
+    """Return what a change can change, by what branches hold and not by the ids of commits."""
+    branches = {name: contents(repository.readonly_session(name)) for name in repository.list_branches()}
+    return (
+        branches,
+        repository.list_tags(),
+        repository.metadata,
+        repository.list_protected_branches(),
+        repository.status,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "is_heard"),
+    # A commit that was not heard of is another session's.
+    [(name, heard) for name in OWN_WORK for heard in (True, False) if heard or "commit" not in name],
+)
+def test_what_the_same_user_changed_since_is_changed_anew(place: Place, name: str, is_heard: bool) -> None:
+    """It landed unheard, he went on all the same, heard or not, and then wants it again: he gets it."""
+    plan = RecordInDoubt(Fault.APPLIED)
+    plan.mend()
+    with open_faulty(place, plan) as repository, place.open() as other:
+        ask, go_on = OWN_WORK[name](repository)
+        in_doubt(place, plan, repository, ask)
+        if is_heard:
+            go_on()
+        else:
+            in_doubt(place, plan, repository, go_on)
+        between, before = held(other), len(kinds(place))
+        ask()
+        assert held(other) != between
+        assert len(kinds(place)) == before + 1
+
+
+def test_a_commit_found_to_have_landed_overtakes_only_what_came_before_it(place: Place) -> None:
+    plan = RecordInDoubt(Fault.APPLIED)
+    plan.mend()
+    with open_faulty(place, plan) as repository:
+        first = repository.lookup_tag("v1")
+        session = repository.writable_session("main")
+        session.tree_for_writing().set("mine", b"m")
+        in_doubt(place, plan, repository, lambda: repository.create_tag("new", first))
+        in_doubt(place, plan, repository, lambda: session.commit("mine"))
+        in_doubt(place, plan, repository, lambda: repository.reset_branch("main", first))
+        before = kinds(place)
+        assert repository.lookup_snapshot(session.commit("mine")).message == "mine"
+        repository.reset_branch("main", first)
+        repository.create_tag("new", first)
+        assert kinds(place) == before
+
+        session = repository.writable_session("main")
+        session.tree_for_writing().set("mine", b"m")
+        in_doubt(place, plan, repository, lambda: repository.reset_branch("main", first))
+        session.commit("mine")
+        repository.reset_branch("main", first)
+        assert repository.lookup_branch("main") == first
+
+
+def test_a_pattern_protected_since_says_nothing_of_another(place: Place) -> None:
+    plan = RecordInDoubt(Fault.APPLIED)
+    plan.mend()
+    with open_faulty(place, plan) as repository:
+        in_doubt(place, plan, repository, lambda: repository.unprotect_branch("release"))
+        repository.protect_branch("old")
+        repository.unprotect_branch("release")
+        assert repository.list_protected_branches() == {"old"}
+
+
+def _write_packs(session: vstore.Session, value: int) -> None:
+    """Write so much that packs come before the commit, which registers the session."""
+    write(session, {f"{number}": bytes([value, number]) * 2500 for number in range(10)})
+    session.tree.writer.flush()
+
+
+@pytest.mark.parametrize("lands", [Fault.APPLIED, Fault.LATE])
+def test_a_session_is_registered_again_after_its_changes_were_discarded(place: Place, lands: Fault) -> None:
+    plan = RecordInDoubt(lands)
+    plan.mend()
+    with open_faulty(place, plan) as repository:
+        repository.handle.storage.pack_policy = PackPolicy(20_000, 2_000, 1_000)
+        session = repository.writable_session("main")
+        in_doubt(place, plan, repository, session._draft.registration.begin)
+        session.discard_changes()
+        _write_packs(session, 2)
+        plan.land()
+        assert len(repository.list_sessions()) == 1
+        session.commit("mine")
+        assert repository.list_sessions() == []
+
+
+def test_a_registration_is_ended_although_an_earlier_end_was_in_doubt(place: Place) -> None:
+    plan = RecordInDoubt(Fault.APPLIED)
+    plan.mend()
+    with open_faulty(place, plan) as repository:
+        repository.handle.storage.pack_policy = PackPolicy(20_000, 2_000, 1_000)
+        session = repository.writable_session("main")
+        _write_packs(session, 1)
+        in_doubt(place, plan, repository, session.discard_changes)
+        _write_packs(session, 2)
+        assert len(repository.list_sessions()) == 1
+        session.close()
+        assert repository.list_sessions() == []
+
+
+def test_a_registration_whose_end_was_in_doubt_is_not_believed(place: Place) -> None:
+    plan = RecordInDoubt(Fault.APPLIED)
+    plan.mend()
+    with open_faulty(place, plan) as repository:
+        repository.handle.storage.pack_policy = PackPolicy(20_000, 2_000, 1_000)
+        session = repository.writable_session("main")
+        _write_packs(session, 1)
+        in_doubt(place, plan, repository, session.discard_changes)
+        # Too little to be registered for: an end that was heard of would be no other.
+        session.tree_for_writing().set("mine", b"m")
+        session.commit("mine")
+
+
+def test_a_registration_that_a_commit_did_not_know_of_is_ended_by_closing(place: Place) -> None:
+    plan = RecordInDoubt(Fault.APPLIED)
+    plan.mend()
+    with open_faulty(place, plan) as repository:
+        session = repository.writable_session("main")
+        in_doubt(place, plan, repository, session._draft.registration.begin)
+        session.tree_for_writing().set("mine", b"m")
+        session.commit("mine")
+        session.close()
+        assert repository.list_sessions() == []
+
+
+def test_closing_again_ends_a_registration_that_closing_could_not_end(place: Place) -> None:
+    plan = RecordInDoubt(Fault.LOST)
+    plan.mend()
+    with open_faulty(place, plan) as repository:
+        repository.handle.storage.pack_policy = PackPolicy(20_000, 2_000, 1_000)
+        session = repository.writable_session("main")
+        _write_packs(session, 1)
+        plan.is_mended = plan.is_broken = False
+        session.close()
+        plan.mend()
+        assert len(repository.list_sessions()) == 1
+        session.close()
+        assert repository.list_sessions() == []
+
+
+def test_a_renewal_in_doubt_does_not_hide_that_the_lease_was_ended(place: Place) -> None:
+    plan = RecordInDoubt(Fault.APPLIED)
+    plan.mend()
+    hour = timedelta(hours=1)
+    with open_faulty(place, plan) as repository, place.open() as other:
+        session = repository.readonly_session("main")
+        lease = session.renew_lease(hour)
+        in_doubt(place, plan, repository, lambda: session.renew_lease(hour))
+        other.abandon_session(lease)
+        with pytest.raises(vstore.SessionStateError, match="ended by somebody else"):
+            session.renew_lease(hour)
+        assert other.list_sessions() == []
+
+
+@pytest.mark.parametrize("is_held", [True, False])
+def test_a_lease_in_doubt_lasts_from_when_it_is_asked_for_again(place: Place, is_held: bool) -> None:
+    plan = RecordInDoubt(Fault.APPLIED)
+    plan.mend()
+    hour = timedelta(hours=1)
+    with open_faulty(place, plan) as repository:
+        clock = repository.handle.clock
+        session = repository.readonly_session("main")
+        if is_held:
+            session.renew_lease(hour)
+        in_doubt(place, plan, repository, lambda: session.renew_lease(hour))
+        clock.sleep(50 * 60)
+        lease = session.renew_lease(hour)
+        assert lease.expires_at == to_datetime(clock.now_us()) + hour
+        assert repository.list_leases() == [lease]
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda repository, odd: repository.restore(odd),
+        lambda repository, odd: repository.create_branch("new", odd),
+        lambda repository, odd: repository.create_tag("new", odd),
+        lambda repository, odd: repository.reset_branch("main", odd),
+        lambda repository, odd: repository.cherry_pick(odd),
+        lambda repository, odd: repository.revert(odd),
+        lambda repository, odd: repository.merge(odd),
+    ],
+)
+@pytest.mark.parametrize("odd", [[1], {1: 2}])
+def test_what_can_not_be_asked_for_is_said_to_be_wrong(place: Place, ask: Any, odd: object) -> None:
+    with place.open() as repository, pytest.raises(vstore.InvalidInputError):
+        ask(repository, odd)
+
+
+def test_a_doubt_about_operation_1_is_none_about_true(place: Place) -> None:
+    plan = RecordInDoubt(Fault.APPLIED)
+    plan.mend()
+    with open_faulty(place, plan) as repository:
+        in_doubt(place, plan, repository, lambda: repository.restore(1))
+        with pytest.raises(vstore.InvalidInputError):
+            repository.restore(True)
+
+
+def test_two_who_ask_for_the_same_value_get_it(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other's try falls into doubt just when this one has begun."""
+    plan = RecordInDoubt(Fault.APPLIED)
+    plan.mend()
+    with open_faulty(place, plan) as repository:
+        check_writable = repository.handle.catalog.check_writable
+        others: list[object] = []
+
+        def fall_into_doubt() -> None:
+            check_writable()
+            if not others:
+                others.append("another thread")
+                in_doubt(place, plan, repository, lambda: repository.update_metadata({"a": 1}))
+
+        monkeypatch.setattr(repository.handle.catalog, "check_writable", fall_into_doubt)
+        assert repository.update_metadata({"a": 1}) == {"a": 1}
+
+
 def in_doubt(
     place: Place, plan: RecordInDoubt, repository: vstore.Repository, ask: Callable[[], object]
 ) -> None:
@@ -288,6 +570,27 @@ def test_a_merge_in_doubt_takes_in_what_came_since(place: Place) -> None:
         merged = repository.merge("side")
         assert repository.lookup_branch("main") == merged
         assert repository.readonly_session("main").tree.read("more") == b"m"
+
+
+def test_what_was_found_once_is_not_denied_when_it_can_not_be_looked_for_again(place: Place) -> None:
+    """The catalog has answered that it landed, but what became of it can't be seen; then it does not answer."""
+    plan = RecordInDoubt(Fault.APPLIED)
+    plan.mend()
+    with open_faulty(place, plan) as repository:
+        ask, catalog = _create_branch(repository), repository.handle.catalog
+        before = kinds(place)
+        in_doubt(place, plan, repository, ask)
+        for method in ("reading", "update"):
+
+            def fail(*_: object) -> None:
+                raise vstore.StorageError("injected")
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(catalog, method, fail)
+                with pytest.raises(vstore.CommitOutcomeUnknownError):
+                    ask()
+        ask()
+        assert len(kinds(place)) == len(before) + 1
 
 
 @pytest.mark.parametrize("name", ["cherry_pick", "revert"])

@@ -54,6 +54,7 @@ from vstore.catalog.transaction import (
     Update,
     ValueIs,
 )
+from vstore.errors import CommitOutcomeUnknownError, FormatError, StorageError
 from vstore.format.record import ExpiredEntry, Operation, PackState, RefKind, SessionEntry, SnapshotEntry
 from vstore.format.refs import BlobRef
 from vstore.ids import PackId, RepositoryId, SessionId, SnapshotId, TransactionId
@@ -250,5 +251,15 @@ def settle(catalog: Catalog, transaction: Transaction) -> Operation | None:
     `CommitOutcomeUnknownError` if that still can't be told.
     """
     question = msgspec.structs.replace(transaction, preconditions=(EpochIs(_NO_EPOCH),), updates=())
-    outcome = catalog.update(question)
+    try:
+        outcome = catalog.update(question)
+    except CommitOutcomeUnknownError:
+        raise
+    except (StorageError, FormatError) as error:
+        # The catalog may have answered before, and has no doubt any more: as it is, this would say that nothing landed.
+        text = transaction.transaction.hex()
+        raise CommitOutcomeUnknownError(
+            f"whether transaction {text} was applied can't be told now: {error.message} Retry to find out.",
+            transaction_id=text,
+        ) from error
     return outcome.operation if isinstance(outcome, Applied) else None

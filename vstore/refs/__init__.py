@@ -6,15 +6,17 @@ back to what it says they held. `repository` gives all of this its public names,
 """
 
 from vstore.keys.refs import MAIN
-from vstore.refs.change import Change, Plan, apply, set_value, settled
+from vstore.refs.change import Change, Done, Plan, apply, carry_out, set_value, settled
 from vstore.refs.operations import OperationInfo, iter_operations, operation_info
 
 __all__ = [
     "MAIN",
     "Change",
+    "Done",
     "OperationInfo",
     "Plan",
     "apply",
+    "carry_out",
     "iter_operations",
     "operation_info",
     "set_value",

@@ -55,9 +55,18 @@ class Change(msgspec.Struct, frozen=True):
     details: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
+class Done(msgspec.Struct, frozen=True):
+    """An operation, and the updates that it was made of: none if there was nothing to do."""
+
+    operation: Operation
+    updates: tuple[Update, ...] = ()
+
+
 _PASSING = (ValueIs, Retained, SessionIs)
 Plan: TypeAlias = Callable[[CatalogView], Change | Operation]
 """Decides on a view what to do; an operation says that there is nothing to do, and is what `apply` returns."""
+Lasts: TypeAlias = Callable[[CatalogView, Done], bool]
+"""Tells whether what was done is still an answer to who asks for the same."""
 
 
 def apply(handle: Handle, plan: Plan, *, request: Hashable = None) -> Operation:
@@ -67,15 +76,20 @@ def apply(handle: Handle, plan: Plan, *, request: Hashable = None) -> Operation:
     changed, `plan` decides anew. `request` says what is asked for: if that was in doubt, this finds out first, and
     does nothing more if it was applied (`settled`).
     """
+    return carry_out(handle, plan, request=request).operation
+
+
+def carry_out(handle: Handle, plan: Plan, *, request: Hashable = None, lasts: Lasts | None = None) -> Done:
+    """Do as `apply`, and return also the updates that were made, by this call or by the earlier one."""
     handle.catalog.check_writable()
-    done = None if request is None else settled(handle, request)
+    done = None if request is None else settled(handle, request, lasts)
     if done is not None:
         return done
     for tries_left in reversed(range(_TRIES)):
         with handle.catalog.reading() as view:
             change = plan(view)
             if isinstance(change, Operation):
-                return change
+                return Done(change)
             online = () if change.kind == OperationKind.SET_STATUS else (require_online(view),)
             since = view.sequence
         transaction = Transaction(
@@ -95,43 +109,52 @@ def apply(handle: Handle, plan: Plan, *, request: Hashable = None) -> Operation:
                 handle.doubts.note(request, transaction)
             raise
         if isinstance(outcome, Applied):
-            return outcome.operation
+            handle.doubts.overtake(transaction, outcome.operation)
+            return Done(outcome.operation, transaction.updates)
         lasting = [each for each in outcome.refusals if not isinstance(each.precondition, _PASSING)]
         if lasting or not tries_left:
             _raise_refusal((lasting or outcome.refusals)[0], change.kind)
     raise InternalError("unreachable")
 
 
-Lasts: TypeAlias = Callable[[CatalogView, Operation], bool]
-"""Tells whether what an operation did is still an answer to who asks for the same."""
+def settled(handle: Handle, request: Hashable, lasts: Lasts | None = None) -> Done | None:
+    """Return what an earlier call for the same did, if it was in doubt and was applied.
 
-
-def settled(handle: Handle, request: Hashable, lasts: Lasts | None = None) -> Operation | None:
-    """Return the operation of an earlier call for the same, if it was in doubt and was applied.
-
-    It is not done twice, whatever others did since: that would take their work away, or refuse what was done. Only
-    what does not last by `lasts` is made anew; by default a new branch that they deleted.
+    It is not done twice, whatever others did since: that would take their work away, or refuse what was done. Made
+    anew is only what this handle itself has changed since, and what does not last by `lasts`; by default a new branch
+    that others deleted.
     """
     doubtful = handle.doubts.get(request)
     if doubtful is None:
         return None
-    done = settle(handle.catalog, doubtful)
+    operation = settle(handle.catalog, doubtful)
+    if operation is None:
+        handle.doubts.forget(request, doubtful)
+        return None
+    done = Done(operation, doubtful.updates)
     if lasts is None and doubtful.kind == OperationKind.CREATE_BRANCH:
         lasts = _is_there
-    if done is not None and lasts is not None:
-        try:
+    try:
+        is_answer = not _is_overtaken(handle, doubtful, operation)
+        if is_answer and lasts is not None:
             with handle.catalog.reading() as view:
                 is_answer = lasts(view, done)
-        except (StorageError, FormatError) as error:
-            # As it is, it would say that nothing was done. The doubt stays.
-            raise _still_in_doubt(doubtful, error) from error
-        done = done if is_answer else None
+    except (StorageError, FormatError) as error:
+        # As it is, it would say that nothing was done. The doubt stays.
+        raise _still_in_doubt(doubtful, error) from error
     handle.doubts.forget(request, doubtful)
-    return done
+    handle.doubts.overtake(doubtful, operation)
+    return done if is_answer else None
 
 
-def _is_there(view: CatalogView, done: Operation) -> bool:
-    return all(view.ref(change.kind, change.name) is not None for change in done.changes)
+def _is_overtaken(handle: Handle, doubtful: Transaction, operation: Operation) -> bool:
+    """Tell whether a later change of the same by this handle, whose outcome is unknown too, was applied."""
+    outcomes = (settle(handle.catalog, rival) for rival in handle.doubts.rivals(doubtful))
+    return any(later is not None and later.sequence > operation.sequence for later in outcomes)
+
+
+def _is_there(view: CatalogView, done: Done) -> bool:
+    return all(view.ref(change.kind, change.name) is not None for change in done.operation.changes)
 
 
 def _still_in_doubt(doubtful: Transaction, error: VStoreError) -> CommitOutcomeUnknownError:
@@ -186,21 +209,13 @@ def set_value(
 
     `request` is as in `apply`.
     """
-    made: bytes | None = None
-    asked = None if request is None else (kind, name, request)
-    doubtful = None if asked is None else handle.doubts.get(asked)
 
     def plan(view: CatalogView) -> Change:
-        nonlocal made
         old = view.value(name)
-        made = change(old)
-        return replacement(kind, name, old, made)
+        return replacement(kind, name, old, change(old))
 
-    apply(handle, plan, request=asked)
-    if made is None and doubtful is not None:
-        # An earlier call, whose outcome was unknown, had done it. Nothing is asked for, which could fail.
-        made = next(update.value for update in doubtful.updates if isinstance(update, SetValue))
-    return made or b""
+    done = carry_out(handle, plan, request=None if request is None else (kind, name, request))
+    return next(update.value for update in done.updates if isinstance(update, SetValue))
 
 
 def replacement(

@@ -60,14 +60,15 @@ def restore(handle: Handle, operation: int | OperationInfo) -> Operation:
     """Make all refs what they were right after an operation."""
     require_writable(handle.storage)
     sequence = operation.sequence if isinstance(operation, OperationInfo) else operation
+    is_number = type(sequence) is int
     request = (OperationKind.RESTORE, sequence)
-    # First, as what fails below would say that nothing was done.
-    done = settled(handle, request)
+    # First, as what fails below would say that nothing was done. True is 1 there, but not an operation.
+    done = settled(handle, request) if is_number else None
     if done is not None:
-        return done
+        return done.operation
     with handle.catalog.reading() as view:
         walked = view.sequence
-    if type(sequence) is not int or not 0 <= sequence <= walked:
+    if not is_number or not 0 <= sequence <= walked:
         raise InvalidInputError(
             f"there is no operation {sequence!r}; ops_log() lists them, from 0 to {walked}."
         )

@@ -330,9 +330,8 @@ class Session(Edits):
         """
         with self._lock:
             self._lease.end()
-            if self._draft.is_read_only:
-                return
-            self._draft.close()
+            if not self._draft.is_read_only:
+                self._draft.close()
             if self._pid != os.getpid():
                 return
             with contextlib.suppress(StorageError, ReadOnlyError):

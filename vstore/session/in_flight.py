@@ -37,9 +37,9 @@ class InFlight:
         """Return the catalog's transaction, if its outcome is unknown."""
         if self._prepared is None:
             return None
-        from vstore.commit import transaction_of
+        from vstore.commit import transaction_of, updates_of
 
-        return transaction_of(self._prepared, author)
+        return transaction_of(self._prepared, author, (), updates_of(self._prepared))
 
     def settle(self, handle: Handle, mutations: int) -> Prepared | None:
         """Find out whether a commit whose outcome is unknown landed, and return it if it did.

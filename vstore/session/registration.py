@@ -49,16 +49,20 @@ class Registration:
     def end(self) -> None:
         """Tell the catalog that this session's packs need no protection any more."""
         if self._may_be_there:
+            # Before the request: it may end it although that is not heard.
+            self._is_there = False
             self._change(OperationKind.CLOSE_SESSION, CloseSession(self._id))
-            self.forget()
+            self._may_be_there = False
 
     def forget(self) -> None:
-        """Take note that a commit ended it."""
-        self._is_there = self._may_be_there = False
+        """Take note that a commit ended it, if it was surely there; else the commit did not name it."""
+        if self._is_there:
+            self._is_there = self._may_be_there = False
 
     def _change(self, kind: OperationKind, update: OpenSession | CloseSession) -> None:
         change = Change(kind, (), (update,))
-        apply(self._handle, lambda view: change, request=(kind, self._id))
+        # Done twice, it is as done once; an earlier try says nothing, as the other kind may have come after it.
+        apply(self._handle, lambda view: change)
 
 
 class HeldLease:
