@@ -108,7 +108,10 @@ class Doubts:
         with self._lock:
             for request, each in list(self._transactions.items()):
                 # What was decided later on is not overtaken: an earlier change may turn out only now to be done.
-                if each.since < done.sequence and changed & _about(each):
+                if each.since >= done.sequence or not changed & _about(each):
+                    continue
+                # A commit goes on from a pick, a revert or a merge, and takes nothing of it back.
+                if made.kind != OperationKind.COMMIT or each.kind not in _GONE_ON_FROM:
                     del self._transactions[request]
 
     def __reduce__(self) -> tuple[type[Doubts], tuple[()]]:
@@ -116,6 +119,7 @@ class Doubts:
 
 
 _ANY_REF = "any ref"
+_GONE_ON_FROM = (OperationKind.MERGE, OperationKind.CHERRY_PICK, OperationKind.REVERT)
 
 
 def _changed(transaction: Transaction) -> set[Hashable]:

@@ -368,6 +368,34 @@ def test_a_commit_found_to_have_landed_overtakes_only_what_came_before_it(place:
         assert repository.lookup_branch("main") == first
 
 
+@pytest.mark.parametrize("name", ["cherry_pick", "revert"])
+def test_what_was_committed_on_top_of_a_pick_does_not_repeat_it(place: Place, name: str) -> None:
+    plan = RecordInDoubt(Fault.APPLIED)
+    plan.mend()
+    with open_faulty(place, plan) as repository:
+        picked = repository.lookup_branch("main" if name == "revert" else "side")
+        in_doubt(place, plan, repository, lambda: getattr(repository, name)(picked, branch="main"))
+        made = repository.lookup_branch("main")
+        session = repository.writable_session("main")
+        session.tree_for_writing().set("mine", b"m")
+        committed = session.commit("on top of it")
+        assert getattr(repository, name)(picked, branch="main") == made
+        assert repository.lookup_branch("main") == committed
+
+
+def test_a_commit_of_a_dropped_session_that_was_not_heard_of_counts(place: Place) -> None:
+    plan = RecordInDoubt(Fault.APPLIED)
+    plan.mend()
+    with open_faulty(place, plan) as repository:
+        first = repository.lookup_tag("v1")
+        in_doubt(place, plan, repository, lambda: repository.reset_branch("main", first))
+        with repository.writable_session("main") as session:
+            session.tree_for_writing().set("mine", b"m")
+            in_doubt(place, plan, repository, lambda: session.commit("mine"))
+        repository.reset_branch("main", first)
+        assert repository.lookup_branch("main") == first
+
+
 def test_a_pattern_protected_since_says_nothing_of_another(place: Place) -> None:
     plan = RecordInDoubt(Fault.APPLIED)
     plan.mend()
@@ -425,6 +453,31 @@ def test_a_registration_whose_end_was_in_doubt_is_not_believed(place: Place) -> 
         # Too little to be registered for: an end that was heard of would be no other.
         session.tree_for_writing().set("mine", b"m")
         session.commit("mine")
+
+
+@pytest.mark.parametrize("fault", [Fault.APPLIED, Fault.NOT_APPLIED])
+def test_a_commit_of_nothing_new_is_over_although_the_registration_may_not_be(
+    place: Place, fault: Fault
+) -> None:
+    plan = RecordInDoubt(fault)
+    plan.mend()
+    with open_faulty(place, plan) as repository:
+        repository.handle.storage.pack_policy = PackPolicy(20_000, 2_000, 1_000)
+        session = repository.writable_session("main")
+        _write_packs(session, 1)
+        head = session.commit("one")
+        session = repository.writable_session("main")
+        _write_packs(session, 2)
+        _write_packs(session, 1)
+        repository.handle.catalog.check_writable()
+        plan.is_mended = plan.is_broken = False
+        assert session.commit("the same again") == head
+        assert plan.is_broken
+        plan.mend()
+        # What was written from now on would not be protected.
+        assert session.read_only
+        session.close()
+        assert repository.list_sessions() == []
 
 
 def test_a_registration_that_a_commit_did_not_know_of_is_ended_by_closing(place: Place) -> None:

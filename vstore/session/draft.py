@@ -15,7 +15,7 @@ import msgspec
 
 from vstore.blobs.reader import BlobReader
 from vstore.catalog.base import Precondition
-from vstore.errors import InternalError, StorageError
+from vstore.errors import CommitOutcomeUnknownError, InternalError, StorageError
 from vstore.format.page import Child
 from vstore.format.record import HistoryEntry, OperationKind, SnapshotEntry
 from vstore.handle import Handle, require_unprotected
@@ -30,7 +30,7 @@ from vstore.worktree import Worktree
 # value, imports are most of the time.
 if TYPE_CHECKING:
     from vstore.blobs.writer import BlobWriter
-    from vstore.commit import CommitRequest, Encode
+    from vstore.commit import CommitRequest, Encode, Prepared
     from vstore.merge.solvers import Solver
 
 NOT_KNOWN: Any = object()
@@ -178,8 +178,10 @@ class Draft:
         for tries_left in reversed(range(MOVED_TRIES)):
             prepared = prepare(self.handle, self.tree, request)
             if isinstance(prepared, Unchanged):
-                self.registration.end()
-                self._become_read_only(self.entry, self.tree.nodes.root)
+                self._show(self.entry, self.tree.nodes.root)
+                with contextlib.suppress(StorageError):
+                    # If it can't be said now, closing the session says it.
+                    self.registration.end()
                 return
             self.in_flight.begin(prepared, self.tree.mutations)
             try:
@@ -189,8 +191,10 @@ class Draft:
                 if not tries_left:
                     raise
                 continue
-            except (StorageError, KeyboardInterrupt):
+            except (StorageError, KeyboardInterrupt) as error:
                 # Whether it landed is asked when the session is used again.
+                if isinstance(error, (CommitOutcomeUnknownError, KeyboardInterrupt)):
+                    self._note_doubt(prepared)
                 raise
             except Exception:
                 self.in_flight.end()
@@ -208,12 +212,22 @@ class Draft:
         self._become_read_only(prepared.entry, prepared.root)
         return True
 
+    def _note_doubt(self, prepared: Prepared) -> None:
+        """Let changes of the same branch that are in doubt as well know of this one, should it have come later."""
+        transaction = self.in_flight.transaction(self.handle.author)
+        if transaction is not None:
+            self.handle.doubts.note(("commit", prepared.entry.id), transaction)
+
     def _become_read_only(self, entry: SnapshotEntry, root: Child | None) -> None:
-        """Show a snapshot from now on. Nothing here may fail: the commit has landed."""
+        """Show a snapshot from now on, whose commit ended the registration."""
+        self.registration.forget()
+        self._show(entry, root)
+
+    def _show(self, entry: SnapshotEntry, root: Child | None) -> None:
+        """Show a snapshot from now on, read-only. Nothing here may fail: the commit has landed."""
         old, was_closed = self.tree, self.is_read_only
         self.entry = entry
         self.is_read_only = True
-        self.registration.forget()
         self.tree = self._clean_tree(self.handle.blobs_for(entry.id), root)
         if not was_closed:
             old.writer.close()

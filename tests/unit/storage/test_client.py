@@ -13,6 +13,7 @@ import pytest
 from obstore import exceptions as obstore_errors
 
 from tests.xml_server import Answer, XmlServer, xml_server
+from vstore.clock import SYSTEM_CLOCK
 from vstore.errors import (
     AccessDeniedError,
     CorruptionError,
@@ -25,9 +26,11 @@ from vstore.errors import (
 from vstore.ids import new_pack_id
 from vstore.keys.objects import LATEST, REPO, log_name, pack_name
 from vstore.storage.objects import ObjectStorage
+from vstore.storage.objects.causes import Place
 from vstore.storage.objects.client import ATTEMPT_BYTES, Client
 from vstore.storage.objects.options import RequestOptions
 from vstore.storage.objects.requests import is_worth_repeating
+from vstore.storage.objects.retry import Tries
 
 QUICK = RequestOptions(first_wait_s=0.001, longest_wait_s=0.002, max_tries=4)
 BODY = bytes(range(100))
@@ -416,3 +419,20 @@ def test_packs_have_the_storage_class_and_nothing_else_has(server: XmlServer) ->
         unquote(request.path).rsplit("/", 1)[1]: request.headers.get(header) for request in server.requests
     }
     assert classes == {pack_name(sink.pack).rsplit("/", 1)[1]: "COLD", "repo": None, "latest": None}
+
+
+@pytest.mark.parametrize(
+    ("options", "first", "second"),
+    [
+        (RequestOptions(), True, False),
+        (RequestOptions(max_tries=1), False, False),
+        (RequestOptions(total_timeout_s=9), False, False),
+    ],
+)
+def test_only_the_first_of_several_tries_begins_with_less_time(
+    options: RequestOptions, first: bool, second: bool
+) -> None:
+    tries = Tries(options, SYSTEM_CLOCK, Place("memory://"))
+    assert tries.may_begin_with(10) is first
+    tries.next_wait_s(obstore_errors.GenericError("503"), answered=True)
+    assert tries.may_begin_with(10) is second

@@ -100,9 +100,7 @@ class Client:
             with self._limiter:
                 try:
                     with panics_caught():
-                        result = act(
-                            self._store_for(size, tries.timeouts if repeats and not creates else None)
-                        )
+                        result = act(self._store_for(size, tries if repeats and not creates else None))
                 except errors as error:
                     wait_s = self._wait_s(tries, error, repeats and not creates)
                     is_silent = ask_why is not None and wait_s is None and self._leaves_open_why(error)
@@ -146,10 +144,10 @@ class Client:
         refusal.__cause__ = error if self._redact.is_fit(str(error)) else None
         return refusal
 
-    def _store_for(self, size: int, timeouts: int | None = None) -> Any:
+    def _store_for(self, size: int, tries: Tries | None = None) -> Any:
         """Return the store whose timeout suits a request that moves `size` bytes.
 
-        `timeouts` is how often it took too long, if it may be repeated.
+        `tries` are the request's if it may be repeated.
 
         obstore has one timeout for each store, and nothing else ends a blocking call. Each store has its connections
         to itself, so there are few, each with twice the time of the one before. A small request to a service that has
@@ -160,10 +158,10 @@ class Client:
         if not self._has_own_timeout:
             while size > ATTEMPT_BYTES * factor and factor < LARGEST_FACTOR:
                 factor *= 2
-            if factor == 1 and timeouts is not None:
+            if factor == 1 and tries is not None:
                 if not self._answered:
-                    factor = LATER_STRANGER_FACTOR if timeouts else FIRST_STRANGER_FACTOR
-                elif self._stays_with_first(size):
+                    factor = LATER_STRANGER_FACTOR if tries.timeouts else FIRST_STRANGER_FACTOR
+                elif self._stays_with_first(size, tries):
                     factor = FIRST_STRANGER_FACTOR
         store = self._rebuilt.get(factor)
         if store is None:
@@ -171,11 +169,12 @@ class Client:
             store = self._rebuilt.setdefault(factor, rebuilt(self._store, timeout_s, self._provider))
         return store
 
-    def _stays_with_first(self, size: int) -> bool:
-        """Tell whether a request to a service that has answered goes by the connections of the first one.
+    def _stays_with_first(self, size: int, tries: Tries) -> bool:
+        """Tell whether a try to a service that has answered goes by the connections of the first one.
 
-        It has a part of the time there, so there must be a second try, and one that was late is the last one.
+        It has a part of the time there, so it must be the first of several, and one that was late is the last one.
         """
+        may_begin_here = tries.may_begin_with(FIRST_STRANGER_FACTOR * self._options.attempt_timeout_s)
         has_others = 1.0 in self._rebuilt or FIRST_STRANGER_FACTOR not in self._rebuilt
         is_small = size <= ATTEMPT_BYTES * FIRST_STRANGER_FACTOR
-        return is_small and not (has_others or self._was_late) and self._options.max_tries > 1
+        return is_small and may_begin_here and not (has_others or self._was_late)

@@ -31,6 +31,11 @@ class Tries:
         self._short = 0
         self.timeouts = 0
 
+    def may_begin_with(self, timeout_s: float) -> bool:
+        """Tell whether this is the first try, and another is left if it takes all of `timeout_s`."""
+        is_first = self._sent == 1 and self._options.max_tries > 1
+        return is_first and timeout_s + self._options.first_wait_s < self._options.total_timeout_s
+
     def next_wait_s(self, error: Exception, *, answered: bool) -> float | None:
         """Return how long to wait before the next try, None if there is none; `answered` if the service ever was."""
         self._short += isinstance(error, ShortReplyError)
