@@ -5,6 +5,7 @@ Bytes that are in a pack, sealed or staged on a local disk, are read from there;
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 
 from vstore.blobs.slots import WriterState
@@ -71,10 +72,11 @@ class FrozenBlobs:
             return memoryview(data)
         pack = self.state.pack_ids[self.state.packs[slot]]
         offset = self.state.offsets[slot]
-        try:
-            return self._storage.read(pack_name(pack), offset, length)
-        except ObjectNotFoundError:
-            return self._storage.read(staging_name(pack), offset, length)
+        # The writer may seal the pack, which renames it, between one look and the next.
+        for name in (pack_name(pack), staging_name(pack)):
+            with contextlib.suppress(ObjectNotFoundError):
+                return self._storage.read(name, offset, length)
+        return self._storage.read(pack_name(pack), offset, length)
 
 
 def freeze(tree: Worktree) -> FrozenChanges:

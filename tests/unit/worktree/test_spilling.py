@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from zarr.core.sync import sync
 
 import vstore
 from tests.repositories import KINDS, Place, array_document, commit, contents, quick_folder, write
+from vstore.blobs.slots import WriterState
 from vstore.blobs.writer import BlobWriter
 from vstore.format.envelope import BlobKind
-from vstore.ids import blake3_digest
+from vstore.ids import blake3_digest, new_pack_id
 from vstore.ops.fsck import check
 from vstore.session import Session
 from vstore.storage.base import PackPolicy
@@ -25,6 +27,7 @@ from vstore.worktree import encode, spilling
 from vstore.worktree.batch.reading import plan_reads
 from vstore.worktree.batch.writing import set_many
 from vstore.worktree.contents import StoredChunk
+from vstore.worktree.frozen import FrozenBlobs
 from vstore.worktree.spilling import make_room, spill, spilled_of
 
 COUNT = 400
@@ -281,6 +284,24 @@ def test_a_pickled_session_reads_spilled_refs(repository: vstore.Repository) -> 
     assert spilled_layers(session)
     copy = pickle.loads(pickle.dumps(session))
     assert contents(copy) == expected | {"a/zarr.json": DOCUMENT}
+
+
+def test_a_pack_that_is_sealed_while_a_copy_looks_for_it_is_found(
+    repository: vstore.Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = repository.handle.storage
+    state = WriterState(array("Q", [0]), array("Q", [0]), [new_pack_id()], {})
+    looks: list[str] = []
+
+    def read(name: str, offset: int, length: int) -> memoryview:
+        looks.append(name)
+        if len(looks) < 3:
+            raise vstore.errors.ObjectNotFoundError(f"{name} is not there")
+        return memoryview(b"sealed")
+
+    monkeypatch.setattr(storage, "read", read)
+    assert FrozenBlobs(storage, state).read(0, 6) == b"sealed"
+    assert [name.partition("/")[0] for name in looks] == ["packs", "staging", "packs"]
 
 
 def test_discarded_changes_are_gone(repository: vstore.Repository) -> None:
