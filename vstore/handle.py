@@ -94,24 +94,19 @@ class Doubts:
 
     def rivals(self, transaction: Transaction) -> list[Transaction]:
         """Return the other doubts that, if they were applied, changed what `transaction` is about."""
-        about = _about(transaction)
         with self._lock:
             return [
                 each
                 for each in self._transactions.values()
-                if each is not transaction and about & _changed(each)
+                if each is not transaction and _overtakes(each, transaction)
             ]
 
     def overtake(self, made: Transaction, done: Operation) -> None:
         """Forget the doubts about what `made` has changed since; `done` is the operation that it became."""
-        changed = _changed(made)
         with self._lock:
             for request, each in list(self._transactions.items()):
                 # What was decided later on is not overtaken: an earlier change may turn out only now to be done.
-                if each.since >= done.sequence or not changed & _about(each):
-                    continue
-                # A commit goes on from a pick, a revert or a merge, and takes nothing of it back.
-                if made.kind != OperationKind.COMMIT or each.kind not in _GONE_ON_FROM:
+                if each.since < done.sequence and _overtakes(made, each):
                     del self._transactions[request]
 
     def __reduce__(self) -> tuple[type[Doubts], tuple[()]]:
@@ -120,6 +115,14 @@ class Doubts:
 
 _ANY_REF = "any ref"
 _GONE_ON_FROM = (OperationKind.MERGE, OperationKind.CHERRY_PICK, OperationKind.REVERT)
+
+
+def _overtakes(made: Transaction, doubtful: Transaction) -> bool:
+    """Tell whether who asks for `doubtful` again, after `made`, means a new change."""
+    if made.kind == OperationKind.COMMIT and doubtful.kind in _GONE_ON_FROM:
+        # A commit goes on from a pick, a revert or a merge, and takes nothing of it back.
+        return False
+    return not _changed(made).isdisjoint(_about(doubtful))
 
 
 def _changed(transaction: Transaction) -> set[Hashable]:

@@ -368,17 +368,25 @@ def test_a_commit_found_to_have_landed_overtakes_only_what_came_before_it(place:
         assert repository.lookup_branch("main") == first
 
 
+@pytest.mark.parametrize("is_heard", [True, False])
 @pytest.mark.parametrize("name", ["cherry_pick", "revert"])
-def test_what_was_committed_on_top_of_a_pick_does_not_repeat_it(place: Place, name: str) -> None:
+def test_what_was_committed_on_top_of_a_pick_does_not_repeat_it(
+    place: Place, name: str, is_heard: bool
+) -> None:
     plan = RecordInDoubt(Fault.APPLIED)
     plan.mend()
     with open_faulty(place, plan) as repository:
         picked = repository.lookup_branch("main" if name == "revert" else "side")
         in_doubt(place, plan, repository, lambda: getattr(repository, name)(picked, branch="main"))
         made = repository.lookup_branch("main")
-        session = repository.writable_session("main")
-        session.tree_for_writing().set("mine", b"m")
-        committed = session.commit("on top of it")
+        with repository.writable_session("main") as session:
+            session.tree_for_writing().set("mine", b"m")
+            if is_heard:
+                session.commit("on top of it")
+            else:
+                in_doubt(place, plan, repository, lambda: session.commit("on top of it"))
+        committed = repository.lookup_branch("main")
+        assert committed != made
         assert getattr(repository, name)(picked, branch="main") == made
         assert repository.lookup_branch("main") == committed
 

@@ -15,7 +15,7 @@ import msgspec
 
 from vstore.blobs.reader import BlobReader
 from vstore.catalog.base import Precondition
-from vstore.errors import CommitOutcomeUnknownError, InternalError, StorageError
+from vstore.errors import CommitOutcomeUnknownError, InternalError, ReadOnlyError, StorageError
 from vstore.format.page import Child
 from vstore.format.record import HistoryEntry, OperationKind, SnapshotEntry
 from vstore.handle import Handle, require_unprotected
@@ -179,7 +179,7 @@ class Draft:
             prepared = prepare(self.handle, self.tree, request)
             if isinstance(prepared, Unchanged):
                 self._show(self.entry, self.tree.nodes.root)
-                with contextlib.suppress(StorageError):
+                with contextlib.suppress(StorageError, ReadOnlyError):
                     # If it can't be said now, closing the session says it.
                     self.registration.end()
                 return
